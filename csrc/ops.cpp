@@ -1,0 +1,148 @@
+// The operators of torch.ops.veturboio: the schemas at the end of this file are the reference.
+//
+// An operator defined from a schema string alone is pure to TorchScript, which deletes a save
+// whose result nobody uses and merges two loads of one file. CONSERVATIVE keeps every call.
+
+#include <ATen/core/Dict.h>
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "veturboio/csrc/error.h"
+#include "veturboio/csrc/state_dict.h"
+#include "veturboio/csrc/tensor.h"
+#include "veturboio/src/ffi.rs.h"
+
+namespace veturboio::core {
+
+void raise(const rust::Error& error) {
+  const rust::String kind = failure_kind();
+  if (kind == "format" || kind == "invalid argument") {
+    C10_THROW_ERROR(ValueError, error.what());
+  }
+  C10_THROW_ERROR(Error, error.what());
+}
+
+namespace {
+
+using TensorDict = c10::Dict<std::string, at::Tensor>;
+using StringDict = c10::Dict<std::string, std::string>;
+
+// Paths are bytes to the system, whatever their encoding.
+rust::Slice<const std::uint8_t> path(const std::string& file) {
+  return {reinterpret_cast<const std::uint8_t*>(file.data()), file.size()};
+}
+
+TensorDict load_op(const std::string& file, const std::optional<at::Device>& map_location,
+                   std::int64_t num_thread) {
+  const at::Device device = map_location.value_or(at::kCPU);
+  Loaded loaded = calling(
+      [&] { return device.is_meta() ? load_header(path(file)) : load(path(file), num_thread); });
+  const std::vector<at::Tensor> tensors =
+      device.is_meta() ? make_meta_tensors(loaded.tensors)
+                       : std::move(*make_tensors(loaded.tensors, std::move(loaded.region)));
+  TensorDict state_dict;
+  state_dict.reserve(loaded.tensors.size() + loaded.aliases.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    state_dict.insert(std::string(loaded.tensors[i].name),
+                      tensors[i].device() == device ? tensors[i] : tensors[i].to(device));
+  }
+  for (const Pair& alias : loaded.aliases) {
+    state_dict.insert(std::string(alias.first), state_dict.at(std::string(alias.second)));
+  }
+  return state_dict;
+}
+
+std::int64_t* counters(const std::optional<at::Tensor>& progress) {
+  if (!progress.has_value()) {
+    return nullptr;
+  }
+  TORCH_CHECK_VALUE(progress->is_cpu() && progress->scalar_type() == at::kLong &&
+                        progress->is_contiguous() && progress->numel() == 2,
+                    "progress must be an int64[2] tensor on the CPU");
+  return progress->mutable_data_ptr<std::int64_t>();
+}
+
+void save_op(const TensorDict& state_dict, const std::string& file,
+             const std::optional<StringDict>& metadata, bool force_contiguous,
+             bool force_save_shared_tensor, bool force_clone_shared_tensor,
+             std::int64_t num_thread, const std::optional<at::Tensor>& progress) {
+  StateDict tensors;
+  for (const auto& entry : state_dict) {
+    const at::Tensor tensor = entry.value();
+    tensors.push(entry.key(), &tensor);
+  }
+  SaveRequest request{
+      .metadata = {},
+      .force_contiguous = force_contiguous,
+      .force_save_shared_tensor = force_save_shared_tensor,
+      .force_clone_shared_tensor = force_clone_shared_tensor,
+      .num_thread = num_thread,
+  };
+  if (metadata.has_value()) {
+    for (const auto& entry : *metadata) {
+      request.metadata.push_back(Pair{entry.key(), entry.value()});
+    }
+  }
+  std::int64_t* const watched = counters(progress);
+  calling([&] { save(tensors, path(file), request, watched); });
+}
+
+StringDict metadata_op(const std::string& file) {
+  StringDict entries;
+  for (const Pair& entry : calling([&] { return metadata(path(file)); })) {
+    entries.insert(std::string(entry.first), std::string(entry.second));
+  }
+  return entries;
+}
+
+std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> take_failure_op() {
+  const Failure failure = take_failure();
+  std::optional<std::string> tensor;
+  if (failure.has_tensor) {
+    tensor = std::string(failure.tensor);
+  }
+  return {std::string(failure.kind), failure.errno_, tensor, std::string(failure.reason)};
+}
+
+void provoke_panic_op(const std::string& text) {
+  calling([&] { provoke_panic(text); });
+}
+
+template <typename Function>
+void define(torch::Library& library, const char* schema, Function function) {
+  library.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE), function);
+}
+
+TORCH_LIBRARY(veturboio, m) {
+  // Loads a safetensors file. `map_location`: the device of the tensors, the CPU by default;
+  // `meta` reads the header alone. `num_thread`: upper bound of reader threads.
+  define(m,
+         "load(str file, *, Device? map_location=None, int num_thread=32) -> Dict(str, Tensor)",
+         &load_op);
+
+  // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
+  // int64[2] CPU tensor that is told the bytes done and the bytes in all while they move.
+  define(m,
+         "save(Dict(str, Tensor) state_dict, str file, *, Dict(str, str)? metadata=None, "
+         "bool force_contiguous=True, bool force_save_shared_tensor=False, "
+         "bool force_clone_shared_tensor=False, int num_thread=32, Tensor? progress=None) -> ()",
+         &save_op);
+
+  // The free-form strings that a safetensors file holds.
+  define(m, "metadata(str file) -> Dict(str, str)", &metadata_op);
+
+  // What the last failed call on this thread failed on: kind, errno, tensor, reason. Python makes
+  // its exceptions from it. Asking forgets.
+  define(m, "_take_failure() -> (str kind, int errno, str? tensor, str reason)",
+         &take_failure_op);
+
+  // Panics in the core. For the tests: a panic must arrive here as an error.
+  define(m, "_provoke_panic(str text) -> ()", &provoke_panic_op);
+}
+
+}  // namespace
+}  // namespace veturboio::core

@@ -1,0 +1,41 @@
+// The tensors of a save, as the core looks at them: descriptions, addresses, and bytes in
+// row-major order for those that do not lie so in host memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "rust/cxx.h"
+
+namespace veturboio::core {
+
+struct TensorView;
+
+class StateDict {
+ public:
+  // `tensor` is not null; a reference to it is kept.
+  void push(rust::Str name, const at::Tensor* tensor);
+  std::size_t size() const { return tensors_.size(); }
+  TensorView describe(std::size_t index) const;
+
+  // Where a tensor's bytes lie in host memory as a file is to have them; null where they do not.
+  const std::uint8_t* data(std::size_t index) const;
+
+  // Fills `bytes` from byte `begin` on of the tensor in row-major order. Both are multiples of
+  // the element size. May be called from several threads at once; needs no more memory than
+  // `bytes`, whatever the tensor's size.
+  void gather(std::size_t index, std::uint64_t begin, rust::Slice<std::uint8_t> bytes) const;
+
+ private:
+  std::vector<std::pair<std::string, at::Tensor>> tensors_;
+};
+
+std::unique_ptr<StateDict> new_state_dict();
+
+}  // namespace veturboio::core

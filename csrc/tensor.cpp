@@ -1,0 +1,107 @@
+#include "veturboio/csrc/tensor.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include "veturboio/src/ffi.rs.h"
+
+namespace veturboio::core {
+namespace {
+
+// src/format/dtype.rs writes these numbers down; here the compiler checks them.
+#define VETURBOIO_IS(type, number) static_assert(static_cast<int>(at::ScalarType::type) == (number))
+VETURBOIO_IS(Byte, 0);
+VETURBOIO_IS(Char, 1);
+VETURBOIO_IS(Short, 2);
+VETURBOIO_IS(Int, 3);
+VETURBOIO_IS(Long, 4);
+VETURBOIO_IS(Half, 5);
+VETURBOIO_IS(Float, 6);
+VETURBOIO_IS(Double, 7);
+VETURBOIO_IS(ComplexFloat, 9);
+VETURBOIO_IS(ComplexDouble, 10);
+VETURBOIO_IS(Bool, 11);
+VETURBOIO_IS(BFloat16, 15);
+VETURBOIO_IS(Float8_e5m2, 23);
+VETURBOIO_IS(Float8_e4m3fn, 24);
+VETURBOIO_IS(Float8_e5m2fnuz, 25);
+VETURBOIO_IS(Float8_e4m3fnuz, 26);
+VETURBOIO_IS(UInt16, 27);
+VETURBOIO_IS(UInt32, 28);
+VETURBOIO_IS(UInt64, 29);
+VETURBOIO_IS(Float8_e8m0fnu, 44);
+VETURBOIO_IS(Float4_e2m1fn_x2, 45);
+#undef VETURBOIO_IS
+
+// The counted owner of a region: every storage over the region holds one reference.
+class Owner final : public c10::intrusive_ptr_target {
+ public:
+  explicit Owner(rust::Box<Region> region) : region_(std::move(region)) {}
+  const Region& region() const { return *region_; }
+
+ private:
+  rust::Box<Region> region_;
+};
+
+void release(void* owner) {
+  c10::intrusive_ptr<Owner>::reclaim(static_cast<Owner*>(owner));
+}
+
+at::ScalarType scalar_type(const TensorSpec& spec) {
+  return static_cast<at::ScalarType>(spec.scalar_type);
+}
+
+at::IntArrayRef shape(const TensorSpec& spec) {
+  return {spec.shape.data(), spec.shape.size()};
+}
+
+// Views of one storage would share a version counter, which breaks autograd once one of them
+// is written to, and would each be saved by torch.save with the bytes of all. So every tensor
+// has its own storage, of its own size.
+at::Tensor make_tensor(const TensorSpec& spec, const c10::intrusive_ptr<Owner>& owner) {
+  if (spec.byte_len == 0) {
+    return at::empty(shape(spec), at::TensorOptions(scalar_type(spec)));
+  }
+  std::uint8_t* bytes = address(owner->region(), spec);
+  auto reference = owner;
+  c10::DataPtr data(bytes, reference.release(), &release, c10::Device(c10::kCPU));
+  c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<std::int64_t>(spec.byte_len),
+                       std::move(data), /*allocator=*/nullptr, /*resizable=*/false);
+  at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
+      c10::scalarTypeToTypeMeta(scalar_type(spec)));
+  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(shape(spec));
+  TORCH_INTERNAL_ASSERT(tensor.nbytes() == spec.byte_len);
+  return tensor;
+}
+
+}  // namespace
+
+std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec>& specs,
+                                                      rust::Box<Region> region) {
+  auto owner = c10::make_intrusive<Owner>(std::move(region));
+  auto tensors = std::make_unique<std::vector<at::Tensor>>();
+  tensors->reserve(specs.size());
+  for (const TensorSpec& spec : specs) {
+    tensors->push_back(make_tensor(spec, owner));
+  }
+  return tensors;
+}
+
+std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs) {
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(specs.size());
+  for (const TensorSpec& spec : specs) {
+    tensors.push_back(
+        at::empty(shape(spec), at::TensorOptions(scalar_type(spec)).device(c10::kMeta)));
+  }
+  return tensors;
+}
+
+rust::String scalar_type_name(std::int8_t scalar_type) {
+  return c10::toString(static_cast<at::ScalarType>(scalar_type));
+}
+
+}  // namespace veturboio::core

@@ -1,0 +1,20 @@
+"""Reads and writes PyTorch checkpoints at the speed of the storage they lie on.
+
+>>> import veturboio
+>>> veturboio.save_file(tensors, "model.safetensors")
+>>> tensors = veturboio.load("model.safetensors", map_location="cpu")
+"""
+
+from veturboio._library import __version__, cmake_prefix_path
+from veturboio.errors import FormatError
+from veturboio.io import load, metadata, save_file, save_model
+
+__all__ = [
+    "FormatError",
+    "__version__",
+    "cmake_prefix_path",
+    "load",
+    "metadata",
+    "save_file",
+    "save_model",
+]

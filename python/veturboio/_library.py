@@ -1,0 +1,32 @@
+"""Finds the shared object that holds the core, and loads it into torch."""
+
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent
+
+#: Where CMake finds this package: ``cmake -DCMAKE_PREFIX_PATH=<this>``.
+cmake_prefix_path: str = str(_PACKAGE / "share" / "cmake")
+
+__version__: str = metadata.version("veturboio")
+
+
+def _load() -> None:
+    library = _PACKAGE / "libveturboio.so"
+    if not library.is_file():
+        raise ImportError(
+            f"load {library}: no such file; build and install the package with "
+            "'python setup.py install' and import it from outside its source tree"
+        )
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise ImportError(
+            f"load {library}: {error}; it was built for another torch than the installed "
+            f"{torch.__version__}: build it again with 'python setup.py install'"
+        ) from error
+
+
+_load()

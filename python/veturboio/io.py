@@ -1,0 +1,150 @@
+"""``load``, ``save_file`` and ``save_model``: the interface of the published library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from veturboio import _ops
+
+FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def load(
+    file: FilePath,
+    map_location: str | torch.device | None = "cpu",
+    enable_fast_mode: bool = True,
+    num_thread: int = 32,
+    helper: Any = None,
+    use_pinmem: bool = False,
+    use_direct_io: bool = False,
+    use_cipher: bool | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Load a safetensors file.
+
+    On the CPU the tensors lie in a private map of the file: nothing is copied, writing to one
+    does not touch the file, and the memory goes with the last of them. Each tensor has a storage
+    of its own, except those that were saved as sharing one.
+
+    Args:
+        file: path of the file.
+        map_location: device of the tensors. ``"meta"`` reads the header alone.
+        enable_fast_mode: False reads on the caller's thread alone. The result is the same.
+        num_thread: upper bound of reader threads, at least 1.
+        helper: not implemented yet.
+        use_pinmem: a normal load where there is no accelerator; otherwise not implemented yet.
+        use_direct_io: not implemented yet.
+        use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
+        state_dict: not implemented yet.
+
+    Returns:
+        The tensors by name, in the order of the file.
+
+    Raises:
+        FormatError: the file is malformed, or holds a dtype that torch does not have.
+        OSError: the system refuses the file; the class follows the errno.
+        ValueError: ``num_thread`` is less than 1.
+        NotImplementedError: a parameter asks for what does not exist yet.
+    """
+    _refuse("helper", helper is not None)
+    _refuse("use_pinmem", use_pinmem and torch.accelerator.is_available())
+    _refuse("use_direct_io", use_direct_io)
+    _refuse("use_cipher", _wants_cipher(use_cipher))
+    _refuse("state_dict", state_dict is not None)
+    device = torch.device("cpu" if map_location is None else map_location)
+    threads = num_thread if enable_fast_mode else min(num_thread, 1)
+    return _ops.load(os.fsdecode(file), device, threads)
+
+
+def save_file(
+    state_dict: Mapping[str, torch.Tensor],
+    file: FilePath,
+    force_contiguous: bool = True,
+    force_save_shared_tensor: bool = False,
+    force_clone_shared_tensor: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    use_cipher: bool | None = False,
+    helper: Any = None,
+    enable_fast_mode: bool = False,
+) -> None:
+    """Save a state_dict as a safetensors file.
+
+    The bytes go to a temporary sibling that takes the file's place once it is whole and on the
+    disk: whatever fails, the old file stays as it was. The caller's dict is not changed.
+
+    Args:
+        state_dict: tensors by name.
+        file: path of the file.
+        force_contiguous: False refuses tensors that are not contiguous.
+        force_save_shared_tensor: tensors that are the same view of the same memory are stored
+            once, and the other names as aliases that ``load`` restores. Tensors that overlap
+            otherwise are each stored in full.
+        force_clone_shared_tensor: tensors that share memory are each stored in full.
+        metadata: free-form strings to keep in the file.
+        use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``, and
+            so does False, since a plain file is not what that variable asks for.
+        helper: not implemented yet.
+        enable_fast_mode: there is one mode, and it is fast; both values do the same.
+
+    Raises:
+        ValueError: tensors share memory and neither force is set, or a tensor cannot be stored;
+            the message names them.
+        TypeError: a value is not a tensor.
+        OSError: the system refuses the file; the class follows the errno.
+        NotImplementedError: a parameter asks for what does not exist yet.
+    """
+    _refuse("helper", helper is not None)
+    _refuse("use_cipher", _wants_cipher(use_cipher or None))
+    path = os.fsdecode(file)
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str):
+            raise TypeError(f"save {path}: name {name!r} is not a str")
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"save {path}: value of {name!r} is no tensor but {type(tensor)}")
+    _ops.save(
+        state_dict,
+        path,
+        metadata=metadata,
+        force_contiguous=force_contiguous,
+        force_save_shared_tensor=force_save_shared_tensor,
+        force_clone_shared_tensor=force_clone_shared_tensor,
+    )
+
+
+def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None = False) -> None:
+    """Save a module's state_dict as a safetensors file; tied weights are stored once.
+
+    Args:
+        model: the module.
+        file: path of the file.
+        use_cipher: as in :func:`save_file`.
+
+    Raises:
+        ValueError, OSError, NotImplementedError: as :func:`save_file` says.
+    """
+    save_file(model.state_dict(), file, force_save_shared_tensor=True, use_cipher=use_cipher)
+
+
+def metadata(file: FilePath) -> dict[str, str]:
+    """Read the free-form strings that were saved with a safetensors file.
+
+    Raises:
+        FormatError: the file is malformed.
+        OSError: the system refuses the file; the class follows the errno.
+    """
+    return _ops.metadata(os.fsdecode(file))
+
+
+def _wants_cipher(use_cipher: bool | None) -> bool:
+    if use_cipher is None:
+        return os.environ.get("VETURBOIO_USE_CIPHER", "0") == "1"
+    return use_cipher
+
+
+def _refuse(parameter: str, asked_for: bool) -> None:
+    if asked_for:
+        raise NotImplementedError(f"{parameter} is not implemented yet")

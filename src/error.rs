@@ -1,0 +1,191 @@
+//! What can go wrong, and how it is said.
+//!
+//! Every message reads *verb object: cause* (`open model.safetensors: No such file or
+//! directory`), and names the tensor where there is one. The text is the same in Rust, C++,
+//! TorchScript and Python, because TorchScript keeps nothing of an error but its text.
+
+use crate::format::Malformed;
+use std::{
+    borrow::Cow,
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// What sort of failure it is, for callers that decide by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The operating system refused: [`Error::errno`] has its number.
+    Io,
+    /// The file is not what its format says it must be, or holds what torch has no type for.
+    Format,
+    /// The caller's arguments cannot be honoured.
+    InvalidArgument,
+    /// A bug of this library, caught before it could do harm.
+    Internal,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Io => "io",
+            Self::Format => "format",
+            Self::InvalidArgument => "invalid argument",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// The failure of a load or save.
+pub struct Error {
+    kind: Kind,
+    action: &'static str,
+    file: PathBuf,
+    tensor: Option<String>,
+    cause: anyhow::Error,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The longest name shown in a message, in characters: a header may hold one of 100 MB.
+const MAX_SHOWN_NAME: usize = 200;
+
+/// The longest reason given for a malformed file, in characters: it may quote the file.
+const MAX_REASON: usize = 1000;
+
+impl Error {
+    fn new(kind: Kind, action: &'static str, file: &Path, cause: anyhow::Error) -> Self {
+        Self { kind, action, file: file.to_owned(), tensor: None, cause }
+    }
+
+    pub(crate) fn io(action: &'static str, file: &Path, cause: io::Error) -> Self {
+        if cause.kind() == io::ErrorKind::UnexpectedEof {
+            return Self::format(file, Malformed::new("file became shorter while it was read"));
+        }
+        // Any other error without a number is the standard library's own refusal, such as of a
+        // path with a NUL in it.
+        let kind = match cause.raw_os_error() {
+            Some(_) => Kind::Io,
+            None => Kind::InvalidArgument,
+        };
+        Self::new(kind, action, file, cause.into())
+    }
+
+    pub(crate) fn errno_of(action: &'static str, file: &Path, errno: i32) -> Self {
+        Self::io(action, file, io::Error::from_raw_os_error(errno))
+    }
+
+    pub(crate) fn format(file: &Path, malformed: Malformed) -> Self {
+        let Malformed { tensor, reason } = malformed;
+        let reason = anyhow::Error::msg(cut(&reason, MAX_REASON).into_owned());
+        Self { tensor, ..Self::new(Kind::Format, "read", file, reason) }
+    }
+
+    pub(crate) fn argument(action: &'static str, file: &Path, cause: impl fmt::Display) -> Self {
+        let cause = anyhow::Error::msg(cause.to_string());
+        Self::new(Kind::InvalidArgument, action, file, cause)
+    }
+
+    pub(crate) fn internal(action: &'static str, file: &Path, cause: anyhow::Error) -> Self {
+        Self::new(Kind::Internal, action, file, cause)
+    }
+
+    pub(crate) fn with_tensor(self, name: &str) -> Self {
+        Self { tensor: Some(name.to_owned()), ..self }
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The operating system's number, where it was the one to refuse.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        self.cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
+    }
+
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The tensor it concerns, where it concerns one.
+    #[must_use]
+    pub fn tensor(&self) -> Option<&str> {
+        self.tensor.as_deref()
+    }
+
+    /// The cause alone, without the file's and the tensor's name.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let text = format!("{:#}", self.cause);
+        // The standard library ends the system's words with the number, which errno() has.
+        match self.errno().map(|errno| format!(" (os error {errno})")) {
+            Some(number) => text.replace(&number, ""),
+            None => text,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: ", self.action, self.file.display())?;
+        if let Some(name) = &self.tensor {
+            write!(f, "tensor {}: ", shown(name))?;
+        }
+        f.write_str(&self.reason())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.source()
+    }
+}
+
+/// A name in quotes, its control characters escaped and its length bounded.
+pub(crate) fn shown(name: &str) -> String {
+    format!("{:?}", cut(name, MAX_SHOWN_NAME))
+}
+
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
+        None => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_number_is_kept_beside_its_words() {
+        let error = Error::errno_of("open", Path::new("m.safetensors"), libc::ENOENT);
+        assert_eq!(error.to_string(), "open m.safetensors: No such file or directory");
+        assert_eq!(error.errno(), Some(libc::ENOENT));
+        assert_eq!(error.kind(), Kind::Io);
+    }
+
+    #[test]
+    fn a_tensor_is_named_before_the_reason() {
+        let error = Error::format(Path::new("m"), Malformed::tensor("a\n", "is bad"));
+        assert_eq!(error.to_string(), r#"read m: tensor "a\n": is bad"#);
+        assert_eq!(error.tensor(), Some("a\n"));
+    }
+
+    #[test]
+    fn an_endless_name_is_cut_in_the_message_alone() {
+        let name = "é".repeat(1_000_000);
+        let error = Error::format(Path::new("m"), Malformed::tensor(&name, "is bad"));
+        assert!(error.to_string().len() < 1000);
+        assert_eq!(error.tensor(), Some(name.as_str()));
+    }
+}

@@ -1,0 +1,288 @@
+//! The border: the only bridge between the core and `csrc/`.
+//!
+//! Three rules hold here. No panic crosses: cxx would abort the process, so every entry runs in
+//! [`border`], which turns a panic into an error. No error loses its kind: what C++ and Python
+//! cannot read from the text they ask of [`take_failure`], on the same thread. And whatever
+//! torch must do goes through the C++ functions named below.
+
+use crate::{
+    error::{Error, Result},
+    memory,
+    plan::{Place, Placement},
+    save::SaveOptions,
+};
+use std::{
+    any::Any,
+    cell::RefCell,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    panic::{catch_unwind, AssertUnwindSafe},
+    path::Path,
+    sync::atomic::AtomicI64,
+};
+
+pub(crate) use bridge::{StateDict, Tensor, TensorView};
+
+#[cxx::bridge(namespace = "veturboio::core")]
+pub(crate) mod bridge {
+    /// A tensor to be made: `offset` counts in the map, or in the copies if `realigned`.
+    struct TensorSpec {
+        name: String,
+        scalar_type: i8,
+        shape: Vec<i64>,
+        byte_len: u64,
+        realigned: bool,
+        offset: u64,
+    }
+
+    /// Two strings: a metadata entry, or an alias and the name it stands for.
+    struct Pair {
+        first: String,
+        second: String,
+    }
+
+    struct Loaded {
+        tensors: Vec<TensorSpec>,
+        aliases: Vec<Pair>,
+        region: Box<Region>,
+    }
+
+    /// A tensor to be saved, as torch has it.
+    struct TensorView {
+        name: String,
+        scalar_type: i8,
+        shape: Vec<i64>,
+        strides: Vec<i64>,
+        /// Bit 0: conjugated, bit 1: negated.
+        flips: u8,
+        /// One number a device.
+        device: i64,
+        /// First and last-plus-one address of the elements.
+        begin: u64,
+        end: u64,
+        byte_len: u64,
+        /// Whether the elements lie in row-major order without gaps.
+        contiguous: bool,
+        /// Why the tensor cannot be saved; empty if it can.
+        refusal: String,
+    }
+
+    struct SaveRequest {
+        metadata: Vec<Pair>,
+        force_contiguous: bool,
+        force_save_shared_tensor: bool,
+        force_clone_shared_tensor: bool,
+        num_thread: i64,
+    }
+
+    /// The last failure of a thread: `kind` is empty if there was none.
+    struct Failure {
+        kind: String,
+        /// `errno` is a macro in C.
+        errno_: i32,
+        has_tensor: bool,
+        tensor: String,
+        reason: String,
+    }
+
+    extern "Rust" {
+        type Region;
+
+        fn address(region: &Region, tensor: &TensorSpec) -> Result<*mut u8>;
+        fn load(file: &[u8], num_thread: i64) -> Result<Loaded>;
+        fn load_header(file: &[u8]) -> Result<Loaded>;
+        fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
+        /// # Safety
+        /// `progress` is null or points to two aligned integers that outlive the call.
+        unsafe fn save(
+            tensors: &StateDict,
+            file: &[u8],
+            request: &SaveRequest,
+            progress: *mut i64,
+        ) -> Result<()>;
+        fn failure_kind() -> String;
+        fn take_failure() -> Failure;
+        fn provoke_panic(text: &str) -> Result<()>;
+    }
+
+    unsafe extern "C++" {
+        include!("veturboio/csrc/error.h");
+        include!("veturboio/csrc/state_dict.h");
+        include!("veturboio/csrc/tensor.h");
+
+        #[namespace = "at"]
+        type Tensor;
+
+        /// Makes the tensors of a load; together they own the region.
+        fn make_tensors(
+            specs: &Vec<TensorSpec>,
+            region: Box<Region>,
+        ) -> Result<UniquePtr<CxxVector<Tensor>>>;
+        fn scalar_type_name(scalar_type: i8) -> String;
+
+        /// Named tensors to be saved.
+        type StateDict;
+
+        fn new_state_dict() -> UniquePtr<StateDict>;
+        /// # Safety
+        /// `tensor` points to a live `at::Tensor`.
+        unsafe fn push(self: Pin<&mut StateDict>, name: &str, tensor: *const Tensor);
+        fn size(self: &StateDict) -> usize;
+        fn describe(self: &StateDict, index: usize) -> Result<TensorView>;
+        /// The address of a contiguous CPU tensor's bytes; null for any other tensor.
+        fn data(self: &StateDict, index: usize) -> Result<*const u8>;
+        /// Copies a tensor's bytes, in row-major order, from byte `begin` on.
+        fn gather(self: &StateDict, index: usize, begin: u64, bytes: &mut [u8]) -> Result<()>;
+    }
+}
+
+use crate::load as loading;
+use bridge::{Failure, Loaded, Pair, SaveRequest, TensorSpec};
+
+type Region = memory::Region;
+
+// SAFETY: a StateDict does not change after it is filled, `describe` and `data` only read it,
+// and `gather` reads tensors, which torch allows from any thread.
+unsafe impl Sync for StateDict {}
+
+fn load(file: &[u8], num_thread: i64) -> Result<Loaded> {
+    border("load", file, |path| loading::load(path, threads(num_thread)).map(Loaded::from))
+}
+
+fn load_header(file: &[u8]) -> Result<Loaded> {
+    border("load", file, |path| loading::load_header(path).map(Loaded::from))
+}
+
+fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
+    border("read", file, |path| {
+        let header = loading::read_header(path)?;
+        let metadata = crate::format::alias::user_metadata(&header);
+        Ok(metadata.into_iter().map(|(first, second)| Pair { first, second }).collect())
+    })
+}
+
+unsafe fn save(
+    tensors: &StateDict,
+    file: &[u8],
+    request: &SaveRequest,
+    progress: *mut i64,
+) -> Result<()> {
+    border("save", file, |path| {
+        let options = SaveOptions::new()
+            .metadata(request.metadata.iter().map(|pair| (&*pair.first, &*pair.second)))
+            .force_contiguous(request.force_contiguous)
+            .force_save_shared_tensor(request.force_save_shared_tensor)
+            .force_clone_shared_tensor(request.force_clone_shared_tensor)
+            .num_thread(threads(request.num_thread));
+        let progress = (!progress.is_null()).then(|| {
+            // SAFETY: the caller vouches for two aligned integers that outlive the call, and
+            // every access of this library to them is atomic.
+            unsafe { [AtomicI64::from_ptr(progress), AtomicI64::from_ptr(progress.add(1))] }
+        });
+        options.write(tensors, path, progress)
+    })
+}
+
+fn address(region: &Region, tensor: &TensorSpec) -> Result<*mut u8> {
+    let place = if tensor.realigned {
+        Place::Realigned(tensor.offset)
+    } else {
+        Place::Mapped(tensor.offset)
+    };
+    match region.address(place, tensor.byte_len) {
+        Some(address) => Ok(address.as_ptr()),
+        None => Err(Error::internal(
+            "place",
+            Path::new(&tensor.name),
+            anyhow::anyhow!("tensor lies outside its region"),
+        )),
+    }
+}
+
+/// Panics inside the border, so that a test can see what becomes of a panic.
+fn provoke_panic(text: &str) -> Result<()> {
+    border("provoke", b"panic", |_| panic!("{text}"))
+}
+
+/// No thread at all is asked for by 0 and by every negative number; the core refuses it.
+fn threads(num_thread: i64) -> usize {
+    usize::try_from(num_thread).unwrap_or(0)
+}
+
+thread_local! {
+    static FAILURE: RefCell<Option<Failure>> = const { RefCell::new(None) };
+}
+
+/// Runs an entry of the core for C++: a panic becomes an error, an error is remembered.
+fn border<T>(
+    action: &'static str,
+    file: &[u8],
+    work: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    let path = Path::new(OsStr::from_bytes(file));
+    let result = catch_unwind(AssertUnwindSafe(|| work(path))).unwrap_or_else(|panic| {
+        let text = panic_text(panic.as_ref());
+        Err(Error::internal(action, path, anyhow::anyhow!("panic in the core: {text}")))
+    });
+    FAILURE.set(result.as_ref().err().map(Failure::from));
+    result
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}
+
+/// The kind of this thread's last failure; empty if its last entry did not fail.
+fn failure_kind() -> String {
+    FAILURE.with_borrow(|failure| failure.as_ref().map(|f| f.kind.clone())).unwrap_or_default()
+}
+
+/// The failure of this thread's last entry, which is forgotten by this.
+fn take_failure() -> Failure {
+    FAILURE.take().unwrap_or_else(|| Failure {
+        kind: String::new(),
+        errno_: 0,
+        has_tensor: false,
+        tensor: String::new(),
+        reason: String::new(),
+    })
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self {
+            kind: error.kind().name().to_owned(),
+            errno_: error.errno().unwrap_or(0),
+            has_tensor: error.tensor().is_some(),
+            tensor: error.tensor().unwrap_or_default().to_owned(),
+            reason: error.reason(),
+        }
+    }
+}
+
+impl From<loading::Loaded> for Loaded {
+    fn from(loaded: loading::Loaded) -> Self {
+        let alias =
+            |alias: crate::format::alias::Alias| Pair { first: alias.name, second: alias.kept };
+        Self {
+            tensors: loaded.tensors.into_iter().map(TensorSpec::from).collect(),
+            aliases: loaded.aliases.into_iter().map(alias).collect(),
+            region: Box::new(loaded.region),
+        }
+    }
+}
+
+impl From<Placement> for TensorSpec {
+    fn from(placement: Placement) -> Self {
+        let Placement { name, scalar_type, shape, byte_len, place } = placement;
+        let (realigned, offset) = match place {
+            Place::Mapped(offset) => (false, offset),
+            Place::Realigned(offset) => (true, offset),
+        };
+        Self { name, scalar_type, shape, byte_len, realigned, offset }
+    }
+}

@@ -1,0 +1,44 @@
+//! What bytes mean: headers in, tensor descriptions out, and back.
+//!
+//! Knows no file, no thread and no tensor: everything here is a function of bytes and numbers,
+//! so it can be tested without a disk and without torch. Every number that comes from a file
+//! is hostile until [`safetensors::Header::parse`] has checked it; whoever holds a `Header`
+//! may trust it.
+
+pub mod alias;
+pub mod dtype;
+pub mod encode;
+pub mod json;
+pub mod safetensors;
+
+use std::fmt;
+
+/// Why a file is refused: the reason, and the tensor it concerns where it concerns one.
+///
+/// The format does not know which file it reads; the loader adds the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    pub tensor: Option<String>,
+    pub reason: String,
+}
+
+impl Malformed {
+    pub(crate) fn new(reason: impl fmt::Display) -> Self {
+        Self { tensor: None, reason: reason.to_string() }
+    }
+
+    pub(crate) fn tensor(name: &str, reason: impl fmt::Display) -> Self {
+        Self { tensor: Some(name.to_owned()), reason: reason.to_string() }
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tensor {
+            Some(tensor) => write!(f, "tensor {tensor:?}: {}", self.reason),
+            None => f.write_str(&self.reason),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}

@@ -1,0 +1,93 @@
+//! A checkpoint is a header that says which bytes mean which tensor. This crate moves those
+//! bytes from where they lie to where the model wants them, once, and hands out ordinary torch
+//! tensors.
+//!
+//! ```
+//! # fn main() -> Result<(), veturboio::Error> {
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("model.safetensors");
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let weight = Tensor::randn([16, 4], (Kind::Float, Device::Cpu));
+//! veturboio::save([("weight", &weight)], &path)?;
+//! let state_dict = veturboio::load(&path)?;
+//! assert_eq!(state_dict["weight"], weight);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rooms, from the ground up
+//!
+//! A module imports only modules above it in this list.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `error` | what can go wrong, and the words for it |
+//! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
+//! | `threads` | threads that live as long as one load or save |
+//! | `storage` | where bytes lie: files to read, files that become whole or not at all |
+//! | `plan` | which bytes become which tensor, and how the work is cut. Pure |
+//! | `share` | which tensors lie in the same memory. Pure |
+//! | `memory` | where bytes land: the region under the tensors of a load |
+//! | `load`, `save` | the two stories |
+//! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
+//! | `state_dict` | the Rust API over `tch` |
+//!
+//! The C++ border registers `torch.ops.veturboio`; the same shared object serves Python,
+//! TorchScript and C++. `docs/architecture.md` tells the whole.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod error;
+#[allow(unsafe_code)]
+mod ffi;
+pub mod format;
+mod load;
+mod memory;
+mod plan;
+mod save;
+mod share;
+mod state_dict;
+mod storage;
+mod threads;
+
+pub use error::{Error, Kind, Result};
+pub use load::read_header;
+pub use save::SaveOptions;
+pub use state_dict::LoadOptions;
+
+use std::{borrow::Borrow, collections::HashMap, path::Path};
+
+/// Loads every tensor of a safetensors file into CPU memory.
+///
+/// The tensors lie in a private map of the file: nothing is copied, writing to one does not
+/// touch the file, and the memory goes with the last of them. Names that the file records as
+/// aliases of a tensor come back sharing its storage.
+///
+/// # Errors
+/// [`Kind::Io`] where the system refuses the file, [`Kind::Format`] where the file is not what
+/// it must be.
+pub fn load(file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
+    LoadOptions::new().load(file)
+}
+
+/// Saves named tensors as a safetensors file.
+///
+/// The bytes go to a temporary sibling that takes the file's place once it is whole and on the
+/// disk: whatever fails, the old file stays as it was.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] for a tensor that the format cannot hold or tensors that share
+/// memory, [`Kind::Io`] where the system refuses.
+pub fn save<N, T>(tensors: impl IntoIterator<Item = (N, T)>, file: impl AsRef<Path>) -> Result<()>
+where
+    N: AsRef<str>,
+    T: Borrow<tch::Tensor>,
+{
+    SaveOptions::new().save(tensors, file)
+}
+
+/// Does nothing. A C++ program refers to it so that the linker keeps this library, whose
+/// operators register themselves when it is loaded.
+#[no_mangle]
+pub extern "C" fn veturboio_link() {}

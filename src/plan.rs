@@ -1,0 +1,212 @@
+//! Which bytes of a file become which tensor, and how the work is cut. Pure: numbers in,
+//! numbers out.
+//!
+//! ```text
+//! file     | header |####a####|##b##|#########c#########|
+//! mapped   | header |    a    |     |         c         |   where they lie, nothing is moved
+//! realigned                   |  b  |                       b starts at an address its elements
+//!                                                           do not allow, and is copied
+//! segments |--------------|--------------|--------------|   cut by bytes, whatever the tensors
+//! ```
+//!
+//! The file is mapped whole, so an offset in it is an offset in the mapping, and since a
+//! mapping starts at a page, alignment can be decided from the offset alone. Files written by
+//! this library or by safetensors are aligned throughout; only foreign headers of odd length
+//! make a tensor that has to be copied.
+
+use crate::format::{
+    dtype::Dtype,
+    safetensors::{Header, TensorInfo},
+    Malformed,
+};
+use std::ops::Range;
+
+/// What one thread takes at a time: large enough that a system call costs nothing beside it,
+/// small enough that the threads finish together.
+pub const SEGMENT_LEN: u64 = 8 << 20;
+
+/// Alignment of the tensors that are copied: a cache line, which suits every vector unit.
+pub const COPY_ALIGN: u64 = 64;
+
+/// Where a tensor's bytes are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At this offset of the file.
+    Mapped(u64),
+    /// At this offset of the memory for copies.
+    Realigned(u64),
+}
+
+/// A tensor as torch is to have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    pub name: String,
+    /// `c10::ScalarType`.
+    pub scalar_type: i8,
+    /// Sizes in torch's elements.
+    pub shape: Vec<i64>,
+    pub byte_len: u64,
+    pub place: Place,
+}
+
+/// Bytes of the file that have to be moved, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    pub from: Range<u64>,
+    pub to: u64,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub tensors: Vec<Placement>,
+    pub copies: Vec<Copy>,
+    /// Bytes that the copies need together.
+    pub copies_len: u64,
+}
+
+impl Plan {
+    /// Plans a load of every tensor of `header`.
+    ///
+    /// # Errors
+    /// A tensor that the format allows and torch cannot hold.
+    pub fn new(header: Header) -> Result<Self, Malformed> {
+        let data_start = header.data_start();
+        let mut plan =
+            Self { tensors: Vec::with_capacity(header.tensors().len()), ..Self::default() };
+        for info in header.into_tensors() {
+            let (scalar_type, shape) =
+                torch_type(&info).map_err(|reason| Malformed::tensor(info.name(), reason))?;
+            let bytes = info.bytes();
+            // Within the file, whose length is a u64: a checked header says so.
+            let from = data_start + bytes.start..data_start + bytes.end;
+            let byte_len = bytes.end - bytes.start;
+            let place = if from.start % element_align(info.dtype()) == 0 {
+                Place::Mapped(from.start)
+            } else {
+                plan.copy(from)
+            };
+            plan.tensors.push(Placement {
+                name: info.into_name(),
+                scalar_type,
+                shape,
+                byte_len,
+                place,
+            });
+        }
+        Ok(plan)
+    }
+
+    fn copy(&mut self, from: Range<u64>) -> Place {
+        let to = self.copies_len;
+        // At most the file's length and a cache line a tensor: far below 2^64.
+        self.copies_len = (to + (from.end - from.start)).next_multiple_of(COPY_ALIGN);
+        self.copies.push(Copy { from, to });
+        Place::Realigned(to)
+    }
+}
+
+/// Cuts `range` at multiples of [`SEGMENT_LEN`], so that all but the ends are aligned to it.
+pub fn segments(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let Range { mut start, end } = range;
+    std::iter::from_fn(move || {
+        if start >= end {
+            return None;
+        }
+        let cut = (start / SEGMENT_LEN + 1).saturating_mul(SEGMENT_LEN).min(end);
+        let segment = start..cut;
+        start = cut;
+        Some(segment)
+    })
+}
+
+/// The alignment torch's kernels may assume, in bytes: complex numbers are pairs of floats, but
+/// vectors of them are loaded as wholes.
+fn element_align(dtype: Dtype) -> u64 {
+    (dtype.bits() / 8).max(1)
+}
+
+/// The `c10::ScalarType` and sizes torch needs.
+fn torch_type(info: &TensorInfo) -> Result<(i8, Vec<i64>), String> {
+    let dtype = info.dtype();
+    let scalar_type =
+        dtype.scalar_type().ok_or_else(|| format!("dtype {} has no torch dtype", dtype.name()))?;
+    let mut shape = info
+        .shape()
+        .iter()
+        .map(|&size| i64::try_from(size).map_err(|_| format!("dimension {size} is over 2^63 - 1")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let packing = dtype.packing() as i64;
+    if packing > 1 {
+        match shape.last_mut() {
+            Some(last) if *last % packing == 0 => *last /= packing,
+            _ => return Err(format!("last dimension of {} must be even", dtype.name())),
+        }
+    }
+    // Torch computes strides of empty tensors too, as if sizes of zero were one.
+    shape
+        .iter()
+        .try_fold(1i64, |stride, &size| stride.checked_mul(size.max(1)))
+        .ok_or_else(|| format!("strides of shape {shape:?} overflow"))?;
+    Ok((scalar_type, shape))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::safetensors::LENGTH_BYTES;
+
+    fn plan(json: &str, data_len: u64) -> Result<Plan, Malformed> {
+        let file_len = LENGTH_BYTES + json.len() as u64 + data_len;
+        Plan::new(Header::parse(json.as_bytes(), file_len).unwrap())
+    }
+
+    fn one(dtype: &str, shape: &str, len: u64) -> Result<Plan, Malformed> {
+        plan(
+            &format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{len}]}}}}"#),
+            len,
+        )
+    }
+
+    #[test]
+    fn segments_cover_a_range_once_and_are_aligned_inside() {
+        let range = 5..3 * SEGMENT_LEN + 7;
+        let cuts: Vec<_> = segments(range.clone()).collect();
+        assert_eq!(cuts.len(), 4);
+        assert_eq!((cuts[0].start, cuts[3].end), (range.start, range.end));
+        for pair in cuts.windows(2) {
+            assert_eq!(pair[0].end, pair[1].start);
+            assert_eq!(pair[1].start % SEGMENT_LEN, 0);
+        }
+        assert_eq!(segments(9..9).count(), 0);
+        assert_eq!(segments(u64::MAX - 1..u64::MAX).count(), 1);
+    }
+
+    #[test]
+    fn what_is_misaligned_is_copied_and_nothing_else() {
+        // 8 + 119 bytes of header: odd, so that only the bytes can stay where they are.
+        let json = r#"{"b":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"f":{"dtype":"F32","shape":[2],"data_offsets":[3,11]}}"#;
+        let json = format!("{json:<119}");
+        let plan = plan(&json, 11).unwrap();
+        assert_eq!(plan.tensors[0].place, Place::Mapped(127));
+        assert_eq!(plan.tensors[1].place, Place::Realigned(0));
+        assert_eq!(plan.copies, [Copy { from: 130..138, to: 0 }]);
+        assert_eq!(plan.copies_len, COPY_ALIGN);
+    }
+
+    #[test]
+    fn two_f4_are_one_element_of_torch() {
+        let plan = one("F4", "[3,4]", 6).unwrap();
+        assert_eq!(plan.tensors[0].shape, [3, 2]);
+        assert!(one("F4", "[2,3]", 3).unwrap_err().reason.contains("must be even"));
+    }
+
+    #[test]
+    fn what_torch_cannot_hold_is_refused_by_name() {
+        let f6 = one("F6_E2M3", "[4]", 3).unwrap_err();
+        assert_eq!(f6, Malformed::tensor("w", "dtype F6_E2M3 has no torch dtype"));
+        let long = one("U8", "[9223372036854775808,0]", 0).unwrap_err();
+        assert!(long.reason.contains("over 2^63 - 1"), "{long}");
+        let wide = one("U8", "[0,4294967296,4294967296]", 0).unwrap_err();
+        assert!(wide.reason.contains("overflow"), "{wide}");
+    }
+}

@@ -1,0 +1,95 @@
+//! A regular file, opened by path.
+
+use super::Source;
+use crate::error::{Error, Result};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// A regular file open for reading.
+#[derive(Debug)]
+pub struct LocalFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl LocalFile {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// What the system says of a path that cannot be opened; `EISDIR` for a directory, and an
+    /// invalid argument for anything else that is no regular file: a pipe would block for ever.
+    pub fn open(path: &Path) -> Result<Self> {
+        const ACTION: &str = "open";
+        let file = OpenOptions::new()
+            .read(true)
+            // Opening a pipe without a writer would otherwise wait for one.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|error| Error::io(ACTION, path, error))?;
+        let metadata = file.metadata().map_err(|error| Error::io(ACTION, path, error))?;
+        if metadata.is_dir() {
+            return Err(Error::errno_of(ACTION, path, libc::EISDIR));
+        }
+        if !metadata.is_file() {
+            return Err(Error::argument(ACTION, path, "not a regular file"));
+        }
+        Ok(Self { path: path.to_owned(), file, len: metadata.len() })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Source for LocalFile {
+    fn name(&self) -> &Path {
+        &self.path
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use std::{ffi::CString, fs, io::ErrorKind, os::unix::ffi::OsStrExt};
+
+    #[test]
+    fn any_range_can_be_read_and_none_past_the_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), b"0123456789").unwrap();
+        let source = LocalFile::open(file.path()).unwrap();
+        let mut buffer = [0; 4];
+        source.read_exact_at(&mut buffer, 6).unwrap();
+        assert_eq!((&buffer, source.len()), (b"6789", 10));
+        let past = source.read_exact_at(&mut buffer, 7).unwrap_err();
+        assert_eq!(past.kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = LocalFile::open(directory.path()).unwrap_err();
+        assert_eq!(refused.errno(), Some(libc::EISDIR));
+
+        let pipe = directory.path().join("pipe");
+        let name = CString::new(pipe.as_os_str().as_bytes()).unwrap();
+        // SAFETY: `name` is a NUL-terminated path.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let refused = LocalFile::open(&pipe).unwrap_err();
+        assert_eq!(refused.kind(), Kind::InvalidArgument);
+        assert!(refused.to_string().ends_with("pipe: not a regular file"), "{refused}");
+    }
+}

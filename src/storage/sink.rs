@@ -1,0 +1,174 @@
+//! A file that becomes whole or not at all.
+//!
+//! Bytes go into a temporary sibling, in any order and from any thread; [`Sink::commit`] makes
+//! them durable and puts the sibling in the target's place in one step. Whatever happens before
+//! that, the target stays what it was, and the sibling goes when the sink is dropped. Only a
+//! process killed outright leaves one behind (`.veturboio-*.tmp`).
+
+use crate::error::{Error, Result};
+use std::{
+    ffi::CString,
+    fs::{self, File, Permissions},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileExt, PermissionsExt},
+        },
+    },
+    path::{Path, PathBuf},
+};
+use tempfile::NamedTempFile;
+
+const ACTION: &str = "save";
+
+/// What a new file is created with; the process's umask takes from it.
+const MODE: u32 = 0o666;
+
+/// A file in the making.
+#[derive(Debug)]
+pub struct Sink {
+    /// What the user called it, for messages.
+    name: PathBuf,
+    /// Where it will stand: `name` with symbolic links followed.
+    target: PathBuf,
+    directory: PathBuf,
+    temporary: NamedTempFile,
+}
+
+impl Sink {
+    /// Begins a file of `len` bytes that is to stand at `path`.
+    ///
+    /// # Errors
+    /// A target that is a directory, no regular file, or not writable; a directory that is
+    /// missing or refuses a new file; a disk without room for `len` bytes.
+    pub fn create(path: &Path, len: u64) -> Result<Self> {
+        let failed = |error| Error::io(ACTION, path, error);
+        let target = follow_link(path).map_err(failed)?;
+        check_target(path, &target)?;
+        let directory = match target.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let temporary = tempfile::Builder::new()
+            .prefix(".veturboio-")
+            .suffix(".tmp")
+            .permissions(Permissions::from_mode(MODE))
+            .tempfile_in(&directory)
+            .map_err(|error| failed(without_path(error)))?;
+        allocate(temporary.as_file(), len).map_err(failed)?;
+        Ok(Self { name: path.to_owned(), target, directory, temporary })
+    }
+
+    /// Writes `bytes` at `offset`; threads may write disjoint ranges at once.
+    ///
+    /// # Errors
+    /// What the storage answered.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let file = self.temporary.as_file();
+        file.write_all_at(bytes, offset).map_err(|error| Error::io(ACTION, &self.name, error))?;
+        start_writeback(file, bytes.len(), offset);
+        Ok(())
+    }
+
+    /// Makes the bytes durable and puts the file in its place.
+    ///
+    /// # Errors
+    /// What the storage answered; the target is then as it was, unless only the last step, making
+    /// the new directory entry durable, failed.
+    pub fn commit(self) -> Result<()> {
+        let Self { name, target, directory, temporary } = self;
+        let failed = |error| Error::io(ACTION, &name, error);
+        temporary.as_file().sync_all().map_err(failed)?;
+        temporary.persist(&target).map_err(|refused| failed(refused.error))?;
+        File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    }
+}
+
+/// The file that a symbolic link names, so that saving replaces that file and keeps the link.
+fn follow_link(path: &Path) -> io::Result<PathBuf> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => match fs::canonicalize(path) {
+            // A link to a file that is not there yet: the file is made where the link points.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let link = fs::read_link(path)?;
+                Ok(path.parent().unwrap_or(Path::new("")).join(link))
+            }
+            resolved => resolved,
+        },
+        _ => Ok(path.to_owned()),
+    }
+}
+
+/// Refuses what renaming would replace but opening for writing would not.
+fn check_target(path: &Path, target: &Path) -> Result<()> {
+    if target.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(Error::errno_of(ACTION, path, libc::EISDIR));
+    }
+    let metadata = match fs::metadata(target) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(ACTION, path, error)),
+    };
+    if metadata.is_dir() {
+        return Err(Error::errno_of(ACTION, path, libc::EISDIR));
+    }
+    if !metadata.is_file() {
+        return Err(Error::argument(ACTION, path, "not a regular file"));
+    }
+    let name = CString::new(target.as_os_str().as_bytes())
+        .map_err(|error| Error::argument(ACTION, path, error))?;
+    // SAFETY: `name` is a NUL-terminated path that outlives the call.
+    if unsafe { libc::access(name.as_ptr(), libc::W_OK) } != 0 {
+        return Err(Error::io(ACTION, path, io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// tempfile adds the temporary's path to its errors; the user's path is the one to name.
+fn without_path(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(_) => error,
+        None => match error.get_ref().and_then(|inner| inner.source()) {
+            Some(source) => {
+                match source.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+                    Some(errno) => io::Error::from_raw_os_error(errno),
+                    None => error,
+                }
+            }
+            None => error,
+        },
+    }
+}
+
+/// Reserves the blocks of a file: a full disk is found before anything is written.
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);
+    let len = libc::off_t::try_from(len).map_err(too_large)?;
+    loop {
+        // SAFETY: the descriptor is open for the call; no memory is passed.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            // The file system cannot reserve; writing will find out whether there is room.
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Lets the disk begin on what was just written while the next range is being copied, so that
+/// the sync at the end finds little left to do.
+fn start_writeback(file: &File, len: usize, offset: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: the descriptor is open for the call; no memory is passed. A refusal is only a
+    // hint not taken: an error of the disk is reported by the sync in `commit`.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
