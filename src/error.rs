@@ -130,7 +130,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: ", self.action, self.file.display())?;
+        // A NUL would end the text for C++, and with it the reason.
+        let file = self.file.display().to_string().replace('\0', "\\0");
+        write!(f, "{} {file}: ", self.action)?;
         if let Some(name) = &self.tensor {
             write!(f, "tensor {}: ", shown(name))?;
         }

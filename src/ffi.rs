@@ -5,6 +5,8 @@
 //! cannot read from the text they ask of [`take_failure`], on the same thread. And whatever
 //! torch must do goes through the C++ functions named below.
 
+#![allow(unsafe_code)]
+
 use crate::{
     error::{Error, Result},
     memory,

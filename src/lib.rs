@@ -36,10 +36,10 @@
 //! The C++ border registers `torch.ops.veturboio`; the same shared object serves Python,
 //! TorchScript and C++. `docs/architecture.md` tells the whole.
 
-#![deny(unsafe_op_in_unsafe_fn)]
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("veturboio needs 64-bit addresses: files are mapped whole");
 
 mod error;
-#[allow(unsafe_code)]
 mod ffi;
 pub mod format;
 mod load;
@@ -89,5 +89,6 @@ where
 
 /// Does nothing. A C++ program refers to it so that the linker keeps this library, whose
 /// operators register themselves when it is loaded.
+#[allow(unsafe_code)] // the symbol's name is ours alone
 #[no_mangle]
 pub extern "C" fn veturboio_link() {}

@@ -3,6 +3,8 @@
 //! A [`Region`] holds the whole of it, and every tensor of the load keeps a counted reference
 //! to it (`csrc/tensor.cpp`), so the bytes go when the last tensor goes.
 
+#![allow(unsafe_code)]
+
 use crate::{
     error::{Error, Result},
     plan::{self, Copy, Place, Plan},

@@ -340,6 +340,7 @@ impl Writer<'_> {
         if data.is_null() {
             return Ok(None);
         }
+        #[allow(unsafe_code)]
         // SAFETY: `data` vouches for a contiguous tensor of this many bytes, which the
         // StateDict keeps alive. That nobody writes to a tensor while it is being saved is the
         // caller's part, as it is for torch.save.

@@ -1,5 +1,7 @@
 //! The Rust API: a state_dict as names and `tch` tensors.
 
+#![allow(unsafe_code)]
+
 use crate::{
     error::{Error, Result},
     ffi::{bridge, Tensor},

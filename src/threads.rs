@@ -4,7 +4,7 @@
 //! for; starting a few threads costs some tens of microseconds, which only very small files
 //! notice, and those run on the caller's thread.
 
-use rayon::prelude::*;
+use rayon::{prelude::*, ThreadBuilder};
 
 /// Does `work` for every item on at most `num_thread` threads, and stops at the first error.
 /// All threads have ended when it returns.
@@ -25,13 +25,10 @@ where
     let done = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("veturboio-{index}"))
-        .build_scoped(
-            |thread| thread.run(),
-            |pool| {
-                let items = items.take().unwrap_or_default();
-                pool.install(|| items.into_par_iter().with_max_len(1).try_for_each(&work))
-            },
-        );
+        .build_scoped(ThreadBuilder::run, |pool| {
+            let items = items.take().unwrap_or_default();
+            pool.install(|| items.into_par_iter().with_max_len(1).try_for_each(&work))
+        });
     match done {
         Ok(result) => result,
         // The system has no more threads to give: the caller's own is enough.
@@ -41,6 +38,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    #![allow(unsafe_code)]
+
     use super::*;
     use std::{
         collections::HashSet,

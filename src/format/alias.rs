@@ -6,7 +6,10 @@
 //! alias: only the names that the entry [`MARK`] lists are taken for aliases, and only
 //! this library writes that entry.
 
-use super::{safetensors::Header, Malformed};
+use super::{
+    safetensors::{Header, TensorInfo},
+    Malformed,
+};
 use std::collections::{BTreeMap, HashSet};
 
 /// The metadata key that lists, as a JSON array, which other keys are aliases.
@@ -54,7 +57,7 @@ pub fn aliases(header: &Header) -> Vec<Alias> {
     if names.is_empty() {
         return Vec::new();
     }
-    let tensors: HashSet<&str> = header.tensors().iter().map(|tensor| tensor.name()).collect();
+    let tensors: HashSet<&str> = header.tensors().iter().map(TensorInfo::name).collect();
     names
         .into_iter()
         .filter(|name| !tensors.contains(name.as_str()))

@@ -89,7 +89,7 @@ pub fn encode(
 fn byte_len(entry: &Entry<'_>) -> Option<u64> {
     let elements = entry.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size))?;
     let bits = elements.checked_mul(entry.dtype.bits())?;
-    (bits % 8 == 0).then_some(bits / 8)
+    bits.is_multiple_of(8).then_some(bits / 8)
 }
 
 fn json(bytes: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) -> Result<(), Malformed> {

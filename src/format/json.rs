@@ -15,6 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 pub const METADATA_KEY: &str = "__metadata__";
 
 /// A header as its text says it: nothing but the types is checked.
+#[derive(Debug)]
 pub struct RawHeader {
     pub metadata: BTreeMap<String, String>,
     pub tensors: Vec<(String, RawTensor)>,
@@ -178,12 +179,11 @@ impl<'de> Visitor<'de> for DtypeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Dtype, A::Error> {
-        let Some((Name(name), value)) = map.next_entry::<Name, serde_json::Value>()? else {
+        let Some((Name(name), ())) = map.next_entry()? else {
             return Err(de::Error::invalid_length(0, &self));
         };
-        let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
-        if !empty || map.next_key::<Name>()?.is_some() {
-            return Err(de::Error::custom("a dtype takes no value"));
+        if map.next_key::<Name>()?.is_some() {
+            return Err(de::Error::invalid_length(2, &self));
         }
         self.visit_str(&name)
     }

@@ -62,6 +62,8 @@ impl Source for LocalFile {
 
 #[cfg(test)]
 mod tests {
+    #![allow(unsafe_code)]
+
     use super::*;
     use crate::error::Kind;
     use std::{ffi::CString, fs, io::ErrorKind, os::unix::ffi::OsStrExt};

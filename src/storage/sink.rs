@@ -5,16 +5,18 @@
 //! that, the target stays what it was, and the sibling goes when the sink is dropped. Only a
 //! process killed outright leaves one behind (`.veturboio-*.tmp`).
 
+#![allow(unsafe_code)]
+
 use crate::error::{Error, Result};
 use std::{
     ffi::CString,
-    fs::{self, File, Permissions},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::AsRawFd,
         unix::{
             ffi::OsStrExt,
-            fs::{FileExt, PermissionsExt},
+            fs::{FileExt, OpenOptionsExt},
         },
     },
     path::{Path, PathBuf},
@@ -54,9 +56,10 @@ impl Sink {
         let temporary = tempfile::Builder::new()
             .prefix(".veturboio-")
             .suffix(".tmp")
-            .permissions(Permissions::from_mode(MODE))
-            .tempfile_in(&directory)
-            .map_err(|error| failed(without_path(error)))?;
+            .make_in(&directory, |path| {
+                OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
+            })
+            .map_err(failed)?;
         allocate(temporary.as_file(), len).map_err(failed)?;
         Ok(Self { name: path.to_owned(), target, directory, temporary })
     }
@@ -124,22 +127,6 @@ fn check_target(path: &Path, target: &Path) -> Result<()> {
         return Err(Error::io(ACTION, path, io::Error::last_os_error()));
     }
     Ok(())
-}
-
-/// tempfile adds the temporary's path to its errors; the user's path is the one to name.
-fn without_path(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(_) => error,
-        None => match error.get_ref().and_then(|inner| inner.source()) {
-            Some(source) => {
-                match source.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-                    Some(errno) => io::Error::from_raw_os_error(errno),
-                    None => error,
-                }
-            }
-            None => error,
-        },
-    }
 }
 
 /// Reserves the blocks of a file: a full disk is found before anything is written.

@@ -1,0 +1,120 @@
+//! The Rust API: what is saved is loaded, and what cannot be is refused by name.
+
+use std::{collections::HashMap, fs};
+use tch::{Device, Kind, Tensor};
+use veturboio::{LoadOptions, SaveOptions};
+
+fn cpu(kind: Kind) -> (Kind, Device) {
+    (kind, Device::Cpu)
+}
+
+#[test]
+fn what_is_saved_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let saved: HashMap<String, Tensor> = HashMap::from([
+        ("plain".to_owned(), Tensor::randn([5, 7], cpu(Kind::Float))),
+        ("scalar".to_owned(), Tensor::from(2.5f64)),
+        ("empty".to_owned(), Tensor::zeros([0, 3], cpu(Kind::Half))),
+        ("turned".to_owned(), Tensor::randn([64, 33], cpu(Kind::Double)).transpose(0, 1)),
+        ("brain".to_owned(), Tensor::randn([9], cpu(Kind::BFloat16))),
+    ]);
+    veturboio::save(&saved, &path).unwrap();
+    let loaded = LoadOptions::new().num_thread(3).load(&path).unwrap();
+    assert_eq!(loaded.len(), saved.len());
+    for (name, tensor) in &saved {
+        let same = &loaded[name];
+        assert_eq!((same.size(), same.kind()), (tensor.size(), tensor.kind()), "{name}");
+        assert!(same.equal(tensor), "{name}");
+    }
+}
+
+#[test]
+fn a_tensor_outlives_the_others_and_writing_to_it_leaves_the_file_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let tensors = [("a", Tensor::ones([100_000], cpu(Kind::Float))), ("b", Tensor::from(1i64))];
+    veturboio::save(tensors, &path).unwrap();
+    let before = fs::read(&path).unwrap();
+    let mut a = veturboio::load(&path).unwrap().remove("a").unwrap();
+    let _ = a.f_add_scalar_(1).unwrap();
+    assert_eq!(a.sum(Kind::Int64).int64_value(&[]), 200_000);
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn large_tensors_that_are_not_contiguous_are_cut_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    // 29 MB of three dimensions in the wrong order: cuts fall into rows of rows.
+    let large =
+        Tensor::arange(1203 * 301 * 20, cpu(Kind::Float)).view([1203, 301, 20]).permute([2, 0, 1]);
+    let long = Tensor::arange(3_000_001, cpu(Kind::Int64))
+        .view([1, 3_000_001])
+        .transpose(0, 1)
+        .slice(0, 0, None, 3);
+    let spread = Tensor::from_slice(&[1u8, 2, 3]).view([3, 1]).expand([3, 9_000_000], false);
+    veturboio::save([("large", &large), ("long", &long), ("spread", &spread)], &path).unwrap();
+    let loaded = veturboio::load(&path).unwrap();
+    assert!(loaded["large"].equal(&large));
+    assert!(loaded["long"].equal(&long));
+    assert!(loaded["spread"].equal(&spread));
+}
+
+#[test]
+fn tied_tensors_are_refused_stored_once_or_stored_in_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let tensor = Tensor::randn([1000], cpu(Kind::Float));
+    let tied = || [("head", tensor.shallow_clone()), ("embed", tensor.shallow_clone())];
+    let refused = veturboio::save(tied(), &path).unwrap_err();
+    assert_eq!(refused.kind(), veturboio::Kind::InvalidArgument);
+    assert!(refused.to_string().contains(r#"tensors "embed", "head" share memory"#), "{refused}");
+    assert!(!path.exists());
+
+    SaveOptions::new().force_save_shared_tensor(true).save(tied(), &path).unwrap();
+    assert!(fs::metadata(&path).unwrap().len() < 5000);
+    let loaded = veturboio::load(&path).unwrap();
+    assert_eq!(loaded["head"].data_ptr(), loaded["embed"].data_ptr());
+
+    SaveOptions::new().force_clone_shared_tensor(true).save(tied(), &path).unwrap();
+    assert!(fs::metadata(&path).unwrap().len() > 8000);
+    let loaded = veturboio::load(&path).unwrap();
+    assert_ne!(loaded["head"].data_ptr(), loaded["embed"].data_ptr());
+    assert!(loaded["head"].equal(&tensor) && loaded["embed"].equal(&tensor));
+}
+
+#[test]
+fn what_cannot_be_saved_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let refused = |tensors: &[(&str, &Tensor)]| {
+        let error = veturboio::save(tensors.iter().copied(), &path).unwrap_err();
+        assert!(!path.exists());
+        error.to_string()
+    };
+    let one = Tensor::from(1f32);
+    let wide = Tensor::zeros([2], cpu(Kind::ComplexDouble));
+    assert!(refused(&[("z", &wide)])
+        .contains(r#"tensor "z": dtype ComplexDouble has no safetensors name"#));
+    assert!(refused(&[("__metadata__", &one)]).contains("reserved for metadata"));
+    assert!(refused(&[("a", &one), ("a", &Tensor::from(2f32))])
+        .contains(r#"tensor "a": name stands twice"#));
+    let sparse = Tensor::zeros([2, 2], cpu(Kind::Float)).to_sparse(None, None::<i64>, None);
+    assert!(refused(&[("s", &sparse)]).contains(r#"tensor "s": layout"#));
+}
+
+#[test]
+fn errors_are_of_their_kind() {
+    let missing = veturboio::load("/nowhere/model.safetensors").unwrap_err();
+    assert_eq!(missing.to_string(), "open /nowhere/model.safetensors: No such file or directory");
+    assert_eq!(missing.errno(), Some(libc::ENOENT));
+    let unwritable =
+        veturboio::save([("a", Tensor::from(1f32))], "/nowhere/model.safetensors").unwrap_err();
+    assert_eq!(
+        unwritable.to_string(),
+        "save /nowhere/model.safetensors: No such file or directory"
+    );
+    let none = LoadOptions::new().num_thread(0).load("/nowhere").unwrap_err();
+    assert_eq!(none.to_string(), "load /nowhere: num_thread must be at least 1");
+}
