@@ -39,6 +39,7 @@ rust::Slice<const std::uint8_t> path(const std::string& file) {
 TensorDict load_op(const std::string& file, const std::optional<at::Device>& map_location,
                    std::int64_t num_thread) {
   const at::Device device = map_location.value_or(at::kCPU);
+  const bool moves = !device.is_cpu() && !device.is_meta();
   Loaded loaded = calling(
       [&] { return device.is_meta() ? load_header(path(file)) : load(path(file), num_thread); });
   const std::vector<at::Tensor> tensors =
@@ -48,7 +49,7 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
   state_dict.reserve(loaded.tensors.size() + loaded.aliases.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     state_dict.insert(std::string(loaded.tensors[i].name),
-                      tensors[i].device() == device ? tensors[i] : tensors[i].to(device));
+                      moves ? tensors[i].to(device) : tensors[i]);
   }
   for (const Pair& alias : loaded.aliases) {
     state_dict.insert(std::string(alias.first), state_dict.at(std::string(alias.second)));
@@ -68,8 +69,8 @@ std::int64_t* counters(const std::optional<at::Tensor>& progress) {
 
 void save_op(const TensorDict& state_dict, const std::string& file,
              const std::optional<StringDict>& metadata, bool force_contiguous,
-             bool force_save_shared_tensor, bool force_clone_shared_tensor,
-             std::int64_t num_thread, const std::optional<at::Tensor>& progress) {
+             bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
+             const std::optional<at::Tensor>& progress) {
   StateDict tensors;
   for (const auto& entry : state_dict) {
     const at::Tensor tensor = entry.value();
@@ -120,8 +121,7 @@ void define(torch::Library& library, const char* schema, Function function) {
 TORCH_LIBRARY(veturboio, m) {
   // Loads a safetensors file. `map_location`: the device of the tensors, the CPU by default;
   // `meta` reads the header alone. `num_thread`: upper bound of reader threads.
-  define(m,
-         "load(str file, *, Device? map_location=None, int num_thread=32) -> Dict(str, Tensor)",
+  define(m, "load(str file, *, Device? map_location=None, int num_thread=32) -> Dict(str, Tensor)",
          &load_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
@@ -137,8 +137,7 @@ TORCH_LIBRARY(veturboio, m) {
 
   // What the last failed call on this thread failed on: kind, errno, tensor, reason. Python makes
   // its exceptions from it. Asking forgets.
-  define(m, "_take_failure() -> (str kind, int errno, str? tensor, str reason)",
-         &take_failure_op);
+  define(m, "_take_failure() -> (str kind, int errno, str? tensor, str reason)", &take_failure_op);
 
   // Panics in the core. For the tests: a panic must arrive here as an error.
   define(m, "_provoke_panic(str text) -> ()", &provoke_panic_op);

@@ -12,6 +12,19 @@ namespace {
 constexpr std::uint8_t kConjugated = 1;
 constexpr std::uint8_t kNegated = 2;
 
+// Bytes from the first element to the end of the last, in memory.
+std::uint64_t span(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) {
+    return 0;
+  }
+  std::uint64_t last = 0;
+  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
+    last += static_cast<std::uint64_t>(tensor.size(d) - 1) *
+            static_cast<std::uint64_t>(tensor.stride(d));
+  }
+  return (last + 1) * tensor.element_size();
+}
+
 // Why a tensor has no bytes that could be written; empty if it has.
 std::string refusal(const at::Tensor& tensor) {
   if (!tensor.defined()) {
@@ -26,6 +39,11 @@ std::string refusal(const at::Tensor& tensor) {
   if (tensor.is_meta()) {
     return "is on the meta device and has no data";
   }
+  // A storage may have been cut since, as FSDP does with the parameters of other ranks.
+  if (tensor.has_storage() &&
+      tensor.storage_offset() * tensor.element_size() + span(tensor) > tensor.storage().nbytes()) {
+    return c10::str("reaches past its storage of ", tensor.storage().nbytes(), " bytes");
+  }
   return "";
 }
 
@@ -34,19 +52,6 @@ std::uint8_t flips(const at::Tensor& tensor) {
   bits |= tensor.is_conj() ? kConjugated : 0;
   bits |= tensor.is_neg() ? kNegated : 0;
   return bits;
-}
-
-// Bytes from the first element to the end of the last, in memory.
-std::uint64_t span(const at::Tensor& tensor) {
-  if (tensor.numel() == 0) {
-    return 0;
-  }
-  std::uint64_t last = 0;
-  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
-    last += static_cast<std::uint64_t>(tensor.size(d) - 1) *
-            static_cast<std::uint64_t>(tensor.stride(d));
-  }
-  return (last + 1) * tensor.element_size();
 }
 
 template <typename To>
@@ -145,8 +150,6 @@ void StateDict::gather(std::size_t index, std::uint64_t begin,
                 bytes.data());
 }
 
-std::unique_ptr<StateDict> new_state_dict() {
-  return std::make_unique<StateDict>();
-}
+std::unique_ptr<StateDict> new_state_dict() { return std::make_unique<StateDict>(); }
 
 }  // namespace veturboio::core

@@ -45,17 +45,13 @@ class Owner final : public c10::intrusive_ptr_target {
   rust::Box<Region> region_;
 };
 
-void release(void* owner) {
-  c10::intrusive_ptr<Owner>::reclaim(static_cast<Owner*>(owner));
-}
+void release(void* owner) { c10::intrusive_ptr<Owner>::reclaim(static_cast<Owner*>(owner)); }
 
 at::ScalarType scalar_type(const TensorSpec& spec) {
   return static_cast<at::ScalarType>(spec.scalar_type);
 }
 
-at::IntArrayRef shape(const TensorSpec& spec) {
-  return {spec.shape.data(), spec.shape.size()};
-}
+at::IntArrayRef shape(const TensorSpec& spec) { return {spec.shape.data(), spec.shape.size()}; }
 
 // Views of one storage would share a version counter, which breaks autograd once one of them
 // is written to, and would each be saved by torch.save with the bytes of all. So every tensor

@@ -17,7 +17,7 @@
 use crate::format::{
     dtype::Dtype,
     safetensors::{Header, TensorInfo},
-    Malformed,
+    Malformed, Shape,
 };
 use std::ops::Range;
 
@@ -145,8 +145,9 @@ fn torch_type(info: &TensorInfo) -> Result<(i8, Vec<i64>), String> {
     // Torch computes strides of empty tensors too, as if sizes of zero were one.
     shape
         .iter()
+        .skip(1)
         .try_fold(1i64, |stride, &size| stride.checked_mul(size.max(1)))
-        .ok_or_else(|| format!("strides of shape {shape:?} overflow"))?;
+        .ok_or_else(|| format!("strides of shape {} overflow", Shape(info.shape())))?;
     Ok((scalar_type, shape))
 }
 
@@ -208,5 +209,6 @@ mod tests {
         assert!(long.reason.contains("over 2^63 - 1"), "{long}");
         let wide = one("U8", "[0,4294967296,4294967296]", 0).unwrap_err();
         assert!(wide.reason.contains("overflow"), "{wide}");
+        assert!(one("U8", "[4294967296,4294967295,0]", 0).is_ok(), "no stride leaves an i64");
     }
 }

@@ -40,10 +40,15 @@ def _call(name: str, file: str, *before: Any, **options: Any) -> Any:
     try:
         return getattr(torch.ops.veturboio, name)(*before, _path(file), **options)
     except (RuntimeError, ValueError) as error:
-        failure = _failure(str(error), file)
-        if failure is None:
+        text = str(error).split("\nException raised from ", maxsplit=1)[0]
+        kind, errno, tensor, reason = torch.ops.veturboio._take_failure()
+        if text.startswith(f"veturboio::{name}() "):  # torch's own check of the arguments
+            raise TypeError(text.split("\nDeclaration:", maxsplit=1)[0]) from None
+        if not kind or reason not in text:  # an error of torch; the failure, if any, is older
             raise
-        raise failure from None
+    # Raised out here, and kept in no variable: an exception that its own traceback reaches
+    # would keep the caller's tensors alive until the next garbage collection.
+    raise _exception(kind, errno, tensor, reason, text, file)
 
 
 def _path(file: str) -> str | bytes:
@@ -55,18 +60,15 @@ def _path(file: str) -> str | bytes:
     return file
 
 
-def _failure(text: str, file: str) -> Exception | None:
-    kind, errno, tensor, reason = torch.ops.veturboio._take_failure()
-    # The failure of an earlier call, if this error came from elsewhere: torch's own checks.
-    if not kind or reason not in text:
-        return None
-    text = text.split("\nException raised from ", maxsplit=1)[0]
+def _exception(
+    kind: str, errno: int, tensor: str | None, reason: str, text: str, file: str
+) -> Exception:
     if kind == "format":
         return FormatError(text, file, tensor, reason)
     if kind == "io":
-        failure = OSError(errno, text)
-        failure.filename = file
-        return failure
+        refused = OSError(errno, text)
+        refused.filename = file
+        return refused
     if kind == "invalid argument":
         return ValueError(text)
     return RuntimeError(text)

@@ -134,7 +134,8 @@ def convert(
     if target.exists() and not overwrite:
         raise ConvertError(f"{target} exists already, --overwrite replaces it")
     tensors = read_checkpoint(source)
-    what = f"{len(tensors)} tensors, {sum(t.nbytes for t in tensors.values())} bytes"
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    what = f"{len(tensors)} tensors, {size} bytes"
     if dry_run:
         return f"would convert {source} to {target}: {what}"
     write(tensors, target)

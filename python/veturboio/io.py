@@ -100,11 +100,9 @@ def save_file(
     _refuse("helper", helper is not None)
     _refuse("use_cipher", _wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
-    for name, tensor in state_dict.items():
-        if not isinstance(name, str):
-            raise TypeError(f"save {path}: name {name!r} is not a str")
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"save {path}: value of {name!r} is no tensor but {type(tensor)}")
+    _check_mapping(path, "state_dict", state_dict, torch.Tensor)
+    if metadata is not None:
+        _check_mapping(path, "metadata", metadata, str)
     _ops.save(
         state_dict,
         path,
@@ -137,6 +135,18 @@ def metadata(file: FilePath) -> dict[str, str]:
         OSError: the system refuses the file; the class follows the errno.
     """
     return _ops.metadata(os.fsdecode(file))
+
+
+def _check_mapping(path: str, what: str, mapping: object, values: type) -> None:
+    """Say which entry is wrong, where torch would only say that the dict is."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"save {path}: {what} is not a dict but a {type(mapping).__name__}")
+    for name, value in mapping.items():
+        if not isinstance(name, str):
+            raise TypeError(f"save {path}: name {name!r} in {what} is not a str")
+        if not isinstance(value, values):
+            found, wanted = type(value).__name__, values.__name__
+            raise TypeError(f"save {path}: {what}[{name!r}] is not a {wanted} but a {found}")
 
 
 def _wants_cipher(use_cipher: bool | None) -> bool:

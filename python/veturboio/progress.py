@@ -40,7 +40,8 @@ class Bar:
     def line(self, seconds: float) -> str:
         """Return the bar, the bytes and the rate after so many seconds."""
         moved, total = (int(count) for count in self._progress)
-        filled = _WIDTH * moved // total if total else 0
+        share = moved / total if total else 0
+        filled = int(_WIDTH * share)
         bar = "#" * filled + "-" * (_WIDTH - filled)
         rate = moved / max(seconds, 1e-9) / 1e9
-        return f"[{bar}] {moved / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s"
+        return f"[{bar}] {share:4.0%}, {moved / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s"

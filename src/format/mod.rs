@@ -32,6 +32,23 @@ impl Malformed {
     }
 }
 
+/// A shape for a message: the first sizes, and how many there are if not all are shown.
+pub(crate) struct Shape<'a>(pub &'a [u64]);
+
+/// Sizes that a message shows of a shape.
+const MAX_SHOWN_SIZES: usize = 16;
+
+impl fmt::Display for Shape<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(..MAX_SHOWN_SIZES) {
+            Some(first) if first.len() < self.0.len() => {
+                write!(f, "{first:?}… ({} dimensions)", self.0.len())
+            }
+            _ => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.tensor {

@@ -15,7 +15,7 @@
 use super::{
     dtype::Dtype,
     json::{self, RawTensor},
-    Malformed,
+    Malformed, Shape,
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -164,19 +164,20 @@ impl TensorInfo {
         if start != previous_end || end < start {
             return Err(format!("bytes {start}..{end} do not follow on from {previous_end}"));
         }
-        let (shape, dtype) = (&self.shape, self.dtype.name());
-        let bits = shape
+        let (shape, dtype) = (Shape(&self.shape), self.dtype.name());
+        let bits = self
+            .shape
             .iter()
             .try_fold(1u64, |product, &size| product.checked_mul(size))
             .and_then(|elements| elements.checked_mul(self.dtype.bits()))
-            .ok_or_else(|| format!("shape {shape:?} of {dtype} overflows"))?;
+            .ok_or_else(|| format!("shape {shape} of {dtype} overflows"))?;
         if bits % 8 != 0 {
             return Err(format!("{bits} bits are not whole bytes"));
         }
         let size = bits / 8;
         if end - start != size {
             return Err(format!(
-                "bytes {start}..{end} do not hold shape {shape:?} of {dtype}, which takes {size}"
+                "bytes {start}..{end} do not hold shape {shape} of {dtype}, which takes {size}"
             ));
         }
         Ok(())

@@ -28,6 +28,9 @@ const ACTION: &str = "save";
 /// What a new file is created with; the process's umask takes from it.
 const MODE: u32 = 0o666;
 
+/// Symbolic links followed before a chain of them is taken for a circle, as Linux does.
+const MAX_LINKS: usize = 40;
+
 /// A file in the making.
 #[derive(Debug)]
 pub struct Sink {
@@ -47,7 +50,7 @@ impl Sink {
     /// missing or refuses a new file; a disk without room for `len` bytes.
     pub fn create(path: &Path, len: u64) -> Result<Self> {
         let failed = |error| Error::io(ACTION, path, error);
-        let target = follow_link(path).map_err(failed)?;
+        let target = follow_links(path).map_err(failed)?;
         check_target(path, &target)?;
         let directory = match target.parent() {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
@@ -89,19 +92,18 @@ impl Sink {
     }
 }
 
-/// The file that a symbolic link names, so that saving replaces that file and keeps the link.
-fn follow_link(path: &Path) -> io::Result<PathBuf> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_symlink() => match fs::canonicalize(path) {
-            // A link to a file that is not there yet: the file is made where the link points.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let link = fs::read_link(path)?;
-                Ok(path.parent().unwrap_or(Path::new("")).join(link))
-            }
-            resolved => resolved,
-        },
-        _ => Ok(path.to_owned()),
+/// The file that a symbolic link names, there or not, so that saving makes or replaces that file
+/// and keeps the link.
+fn follow_links(path: &Path) -> io::Result<PathBuf> {
+    let mut target = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&target) {
+            Ok(link) => target = target.parent().unwrap_or(Path::new("")).join(link),
+            // What is no link, or not there, is where the file goes.
+            Err(_) => return Ok(target),
+        }
     }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
 /// Refuses what renaming would replace but opening for writing would not.
