@@ -20,7 +20,7 @@ namespace veturboio::core {
 
 void raise(const rust::Error& error) {
   const rust::String kind = failure_kind();
-  if (kind == "format" || kind == "invalid argument") {
+  if (kind == "format" || kind == "unsupported" || kind == "invalid argument") {
     C10_THROW_ERROR(ValueError, error.what());
   }
   C10_THROW_ERROR(Error, error.what());
@@ -36,25 +36,56 @@ rust::Slice<const std::uint8_t> path(const std::string& file) {
   return {reinterpret_cast<const std::uint8_t*>(file.data()), file.size()};
 }
 
+Loaded load_file(const std::string& file, const at::Device& device, std::int64_t num_thread,
+                 bool structured) {
+  const LoadRequest request{
+      .num_thread = num_thread, .header_only = device.is_meta(), .structured = structured};
+  return calling([&] { return load(path(file), request); });
+}
+
+// The tensors of a load on their device; they take its region.
+std::vector<at::Tensor> tensors_on(const at::Device& device, Loaded& loaded) {
+  if (device.is_meta()) {
+    return make_meta_tensors(loaded.tensors);
+  }
+  std::vector<at::Tensor> tensors =
+      std::move(*make_tensors(loaded.tensors, loaded.storages, std::move(loaded.region)));
+  if (!device.is_cpu()) {
+    for (at::Tensor& tensor : tensors) {
+      const bool requires_grad = tensor.requires_grad();
+      tensor = tensor.detach().to(device).set_requires_grad(requires_grad);
+    }
+  }
+  return tensors;
+}
+
+TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
+  TensorDict state_dict;
+  state_dict.reserve(loaded.names.size());
+  for (const Name& name : loaded.names) {
+    state_dict.insert(std::string(name.name), tensors.at(name.tensor));
+  }
+  return state_dict;
+}
+
 TensorDict load_op(const std::string& file, const std::optional<at::Device>& map_location,
                    std::int64_t num_thread) {
   const at::Device device = map_location.value_or(at::kCPU);
-  const bool moves = !device.is_cpu() && !device.is_meta();
-  Loaded loaded = calling(
-      [&] { return device.is_meta() ? load_header(path(file)) : load(path(file), num_thread); });
-  const std::vector<at::Tensor> tensors =
-      device.is_meta() ? make_meta_tensors(loaded.tensors)
-                       : std::move(*make_tensors(loaded.tensors, std::move(loaded.region)));
-  TensorDict state_dict;
-  state_dict.reserve(loaded.tensors.size() + loaded.aliases.size());
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    state_dict.insert(std::string(loaded.tensors[i].name),
-                      moves ? tensors[i].to(device) : tensors[i]);
+  Loaded loaded = load_file(file, device, num_thread, /*structured=*/false);
+  return named(loaded, tensors_on(device, loaded));
+}
+
+std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
+    const std::string& file, const std::optional<at::Device>& map_location,
+    std::int64_t num_thread) {
+  const at::Device device = map_location.value_or(at::kCPU);
+  Loaded loaded = load_file(file, device, num_thread, /*structured=*/true);
+  std::vector<at::Tensor> tensors = tensors_on(device, loaded);
+  TensorDict state_dict = named(loaded, tensors);
+  if (loaded.structure.empty()) {
+    tensors.clear();
   }
-  for (const Pair& alias : loaded.aliases) {
-    state_dict.insert(std::string(alias.first), state_dict.at(std::string(alias.second)));
-  }
-  return state_dict;
+  return {std::move(state_dict), std::move(tensors), std::string(loaded.structure)};
 }
 
 std::int64_t* counters(const std::optional<at::Tensor>& progress) {
@@ -119,10 +150,18 @@ void define(torch::Library& library, const char* schema, Function function) {
 }
 
 TORCH_LIBRARY(veturboio, m) {
-  // Loads a safetensors file. `map_location`: the device of the tensors, the CPU by default;
-  // `meta` reads the header alone. `num_thread`: upper bound of reader threads.
+  // Loads a safetensors or PyTorch file. The tensors of a PyTorch file get the names that lead to
+  // them, joined by dots; what is no tensor is left out. `map_location`: the device of the tensors,
+  // the CPU by default; `meta` reads the header alone. `num_thread`: upper bound of reader threads.
   define(m, "load(str file, *, Device? map_location=None, int num_thread=32) -> Dict(str, Tensor)",
          &load_op);
+
+  // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
+  // the values that hold them as JSON. A safetensors file has neither, and a PyTorch file no names.
+  define(m,
+         "_load_values(str file, *, Device? map_location=None, int num_thread=32) -> "
+         "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
+         &load_values_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
   // int64[2] CPU tensor that is told the bytes done and the bytes in all while they move.

@@ -1,6 +1,7 @@
 #include "veturboio/csrc/tensor.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
@@ -51,37 +52,56 @@ at::ScalarType scalar_type(const TensorSpec& spec) {
   return static_cast<at::ScalarType>(spec.scalar_type);
 }
 
-at::IntArrayRef shape(const TensorSpec& spec) { return {spec.shape.data(), spec.shape.size()}; }
+at::IntArrayRef ints(const rust::Vec<std::int64_t>& numbers) {
+  return {numbers.data(), numbers.size()};
+}
 
 // Views of one storage would share a version counter, which breaks autograd once one of them
 // is written to, and would each be saved by torch.save with the bytes of all. So every tensor
-// has its own storage, of its own size.
-at::Tensor make_tensor(const TensorSpec& spec, const c10::intrusive_ptr<Owner>& owner) {
-  if (spec.byte_len == 0) {
-    return at::empty(shape(spec), at::TensorOptions(scalar_type(spec)));
+// has its own storage, of its own size, unless the file says that they share one.
+c10::Storage make_storage(const StorageSpec& spec, const c10::intrusive_ptr<Owner>& owner) {
+  c10::DataPtr data(nullptr, c10::Device(c10::kCPU));
+  if (spec.byte_len > 0) {
+    std::uint8_t* bytes = address(owner->region(), spec);
+    auto reference = owner;
+    data = c10::DataPtr(bytes, reference.release(), &release, c10::Device(c10::kCPU));
   }
-  std::uint8_t* bytes = address(owner->region(), spec);
-  auto reference = owner;
-  c10::DataPtr data(bytes, reference.release(), &release, c10::Device(c10::kCPU));
-  c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<std::int64_t>(spec.byte_len),
-                       std::move(data), /*allocator=*/nullptr, /*resizable=*/false);
+  return c10::Storage(c10::Storage::use_byte_size_t(), static_cast<std::int64_t>(spec.byte_len),
+                      std::move(data), /*allocator=*/nullptr, /*resizable=*/false);
+}
+
+at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage) {
   at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
       std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
       c10::scalarTypeToTypeMeta(scalar_type(spec)));
-  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(shape(spec));
-  TORCH_INTERNAL_ASSERT(tensor.nbytes() == spec.byte_len);
+  c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  if (spec.strides.empty()) {
+    impl->set_sizes_contiguous(ints(spec.shape));
+  } else {
+    impl->set_sizes_and_strides(ints(spec.shape), ints(spec.strides));
+  }
+  impl->set_storage_offset(spec.offset);
+  if (spec.requires_grad) {
+    tensor.set_requires_grad(true);
+  }
   return tensor;
 }
 
 }  // namespace
 
 std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec>& specs,
+                                                      const rust::Vec<StorageSpec>& storages,
                                                       rust::Box<Region> region) {
   auto owner = c10::make_intrusive<Owner>(std::move(region));
+  std::vector<c10::Storage> made;
+  made.reserve(storages.size());
+  for (const StorageSpec& spec : storages) {
+    made.push_back(make_storage(spec, owner));
+  }
   auto tensors = std::make_unique<std::vector<at::Tensor>>();
   tensors->reserve(specs.size());
   for (const TensorSpec& spec : specs) {
-    tensors->push_back(make_tensor(spec, owner));
+    tensors->push_back(make_tensor(spec, made.at(spec.storage)));
   }
   return tensors;
 }
@@ -90,8 +110,13 @@ std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs) {
   std::vector<at::Tensor> tensors;
   tensors.reserve(specs.size());
   for (const TensorSpec& spec : specs) {
-    tensors.push_back(
-        at::empty(shape(spec), at::TensorOptions(scalar_type(spec)).device(c10::kMeta)));
+    const auto options = at::TensorOptions(scalar_type(spec)).device(c10::kMeta);
+    tensors.push_back(spec.strides.empty()
+                          ? at::empty(ints(spec.shape), options)
+                          : at::empty_strided(ints(spec.shape), ints(spec.strides), options));
+    if (spec.requires_grad) {
+      tensors.back().set_requires_grad(true);
+    }
   }
   return tensors;
 }

@@ -12,10 +12,12 @@
 namespace veturboio::core {
 
 class Region;
+struct StorageSpec;
 struct TensorSpec;
 
 // CPU tensors over `region`, which goes when the last of them goes.
 std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec>& specs,
+                                                      const rust::Vec<StorageSpec>& storages,
                                                       rust::Box<Region> region);
 
 // Tensors on the meta device: shapes and dtypes, no bytes.

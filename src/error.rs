@@ -19,6 +19,8 @@ pub enum Kind {
     Io,
     /// The file is not what its format says it must be, or holds what torch has no type for.
     Format,
+    /// The file is well formed, and its pickle imports a name that is given no meaning here.
+    Unsupported,
     /// The caller's arguments cannot be honoured.
     InvalidArgument,
     /// A bug of this library, caught before it could do harm.
@@ -30,6 +32,7 @@ impl Kind {
         match self {
             Self::Io => "io",
             Self::Format => "format",
+            Self::Unsupported => "unsupported",
             Self::InvalidArgument => "invalid argument",
             Self::Internal => "internal",
         }
@@ -79,6 +82,11 @@ impl Error {
         let Malformed { tensor, reason } = malformed;
         let reason = anyhow::Error::msg(cut(&reason, MAX_REASON).into_owned());
         Self { tensor, ..Self::new(Kind::Format, "read", file, reason) }
+    }
+
+    pub(crate) fn unsupported(file: &Path, name: &str) -> Self {
+        let reason = format!("its pickle uses {}, which no plain checkpoint needs", shown(name));
+        Self::new(Kind::Unsupported, "read", file, anyhow::Error::msg(reason))
     }
 
     pub(crate) fn argument(action: &'static str, file: &Path, cause: impl fmt::Display) -> Self {

@@ -10,7 +10,7 @@
 use crate::{
     error::{Error, Result},
     memory,
-    plan::{Place, Placement},
+    plan::{self, Place},
     save::SaveOptions,
 };
 use std::{
@@ -27,25 +27,47 @@ pub(crate) use bridge::{StateDict, Tensor, TensorView};
 
 #[cxx::bridge(namespace = "veturboio::core")]
 pub(crate) mod bridge {
-    /// A tensor to be made: `offset` counts in the map, or in the copies if `realigned`.
-    struct TensorSpec {
-        name: String,
-        scalar_type: i8,
-        shape: Vec<i64>,
-        byte_len: u64,
-        realigned: bool,
-        offset: u64,
+    struct LoadRequest {
+        num_thread: i64,
+        header_only: bool,
+        structured: bool,
     }
 
-    /// Two strings: a metadata entry, or an alias and the name it stands for.
+    /// Bytes of a load: `offset` counts in the map, or in the copies if `copied`.
+    struct StorageSpec {
+        copied: bool,
+        offset: u64,
+        byte_len: u64,
+    }
+
+    /// A tensor to be made; no strides mean row-major order.
+    struct TensorSpec {
+        storage: usize,
+        scalar_type: i8,
+        offset: i64,
+        shape: Vec<i64>,
+        strides: Vec<i64>,
+        requires_grad: bool,
+    }
+
+    /// A name, and which tensor it stands for.
+    struct Name {
+        name: String,
+        tensor: usize,
+    }
+
+    /// A metadata entry.
     struct Pair {
         first: String,
         second: String,
     }
 
     struct Loaded {
+        storages: Vec<StorageSpec>,
         tensors: Vec<TensorSpec>,
-        aliases: Vec<Pair>,
+        names: Vec<Name>,
+        /// The values of a PyTorch file as JSON; empty for a safetensors file.
+        structure: String,
         region: Box<Region>,
     }
 
@@ -90,9 +112,8 @@ pub(crate) mod bridge {
     extern "Rust" {
         type Region;
 
-        fn address(region: &Region, tensor: &TensorSpec) -> Result<*mut u8>;
-        fn load(file: &[u8], num_thread: i64) -> Result<Loaded>;
-        fn load_header(file: &[u8]) -> Result<Loaded>;
+        fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8>;
+        fn load(file: &[u8], request: &LoadRequest) -> Result<Loaded>;
         fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
         /// # Safety
         /// `progress` is null or points to two aligned integers that outlive the call.
@@ -118,6 +139,7 @@ pub(crate) mod bridge {
         /// Makes the tensors of a load; together they own the region.
         fn make_tensors(
             specs: &Vec<TensorSpec>,
+            storages: &Vec<StorageSpec>,
             region: Box<Region>,
         ) -> Result<UniquePtr<CxxVector<Tensor>>>;
         fn scalar_type_name(scalar_type: i8) -> String;
@@ -139,7 +161,7 @@ pub(crate) mod bridge {
 }
 
 use crate::load as loading;
-use bridge::{Failure, Loaded, Pair, SaveRequest, TensorSpec};
+use bridge::{Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, StorageSpec, TensorSpec};
 
 type Region = memory::Region;
 
@@ -147,12 +169,10 @@ type Region = memory::Region;
 // and `gather` reads tensors, which torch allows from any thread.
 unsafe impl Sync for StateDict {}
 
-fn load(file: &[u8], num_thread: i64) -> Result<Loaded> {
-    border("load", file, |path| loading::load(path, threads(num_thread)).map(Loaded::from))
-}
-
-fn load_header(file: &[u8]) -> Result<Loaded> {
-    border("load", file, |path| loading::load_header(path).map(Loaded::from))
+fn load(file: &[u8], request: &LoadRequest) -> Result<Loaded> {
+    let &LoadRequest { num_thread, header_only, structured } = request;
+    let request = loading::Request { num_thread: threads(num_thread), header_only, structured };
+    border("load", file, |path| loading::load(path, request).map(Loaded::from))
 }
 
 fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
@@ -185,20 +205,14 @@ unsafe fn save(
     })
 }
 
-fn address(region: &Region, tensor: &TensorSpec) -> Result<*mut u8> {
-    let place = if tensor.realigned {
-        Place::Realigned(tensor.offset)
-    } else {
-        Place::Mapped(tensor.offset)
-    };
-    match region.address(place, tensor.byte_len) {
-        Some(address) => Ok(address.as_ptr()),
-        None => Err(Error::internal(
-            "place",
-            Path::new(&tensor.name),
-            anyhow::anyhow!("tensor lies outside its region"),
-        )),
-    }
+fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {
+    let &StorageSpec { copied, offset, byte_len } = storage;
+    let place = if copied { Place::Copied(offset) } else { Place::Mapped(offset) };
+    let address = region.address(place, byte_len).ok_or_else(|| {
+        let cause = anyhow::anyhow!("{byte_len} bytes at {place:?} are in no region");
+        Error::internal("place", Path::new("a storage"), cause)
+    })?;
+    Ok(address.as_ptr())
 }
 
 /// Panics inside the border, so that a test can see what becomes of a panic.
@@ -268,23 +282,31 @@ impl From<&Error> for Failure {
 
 impl From<loading::Loaded> for Loaded {
     fn from(loaded: loading::Loaded) -> Self {
-        let alias =
-            |alias: crate::format::alias::Alias| Pair { first: alias.name, second: alias.kept };
+        let name = |(name, tensor)| Name { name, tensor };
         Self {
+            storages: loaded.storages.into_iter().map(StorageSpec::from).collect(),
             tensors: loaded.tensors.into_iter().map(TensorSpec::from).collect(),
-            aliases: loaded.aliases.into_iter().map(alias).collect(),
+            names: loaded.names.into_iter().map(name).collect(),
+            structure: loaded.structure.unwrap_or_default(),
             region: Box::new(loaded.region),
         }
     }
 }
 
-impl From<Placement> for TensorSpec {
-    fn from(placement: Placement) -> Self {
-        let Placement { name, scalar_type, shape, byte_len, place } = placement;
-        let (realigned, offset) = match place {
+impl From<plan::Storage> for StorageSpec {
+    fn from(storage: plan::Storage) -> Self {
+        let (copied, offset) = match storage.place {
             Place::Mapped(offset) => (false, offset),
-            Place::Realigned(offset) => (true, offset),
+            Place::Copied(offset) => (true, offset),
         };
-        Self { name, scalar_type, shape, byte_len, realigned, offset }
+        Self { copied, offset, byte_len: storage.byte_len }
+    }
+}
+
+impl From<plan::Tensor> for TensorSpec {
+    fn from(tensor: plan::Tensor) -> Self {
+        let plan::Tensor { storage, scalar_type, offset, shape, strides, requires_grad } = tensor;
+        let strides = strides.unwrap_or_default();
+        Self { storage, scalar_type, offset, shape, strides, requires_grad }
     }
 }

@@ -1,16 +1,19 @@
-//! The story of a load: open, read the header, plan, bring the bytes in, hand out.
+//! The story of a load: open, read what the file says of itself, plan, bring the bytes in,
+//! hand out.
 
 use crate::{
     error::{Error, Result},
     format::{
-        alias::{self, Alias},
-        safetensors::{Header, LENGTH_BYTES},
+        alias,
+        archive::{is_pytorch, Archive},
+        safetensors::{Header, TensorInfo, LENGTH_BYTES},
+        Unreadable,
     },
     memory::Region,
-    plan::{Placement, Plan},
+    plan::{Plan, Storage, Tensor},
     storage::{local::LocalFile, Source},
 };
-use std::path::Path;
+use std::{collections::HashMap, ops::Range, path::Path};
 
 /// Upper bound of reader threads unless the caller says otherwise.
 pub const DEFAULT_NUM_THREAD: usize = 32;
@@ -18,11 +21,25 @@ pub const DEFAULT_NUM_THREAD: usize = 32;
 /// How much of a file is read at first, in bytes: the header of most checkpoints fits.
 const PREFIX_LEN: u64 = 64 << 10;
 
+/// What is to be loaded, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request {
+    pub num_thread: usize,
+    /// Describes the tensors without reading one: the region is empty.
+    pub header_only: bool,
+    /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
+    pub structured: bool,
+}
+
 /// A loaded file: what its tensors are, and the memory they lie in.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    pub tensors: Vec<Placement>,
-    pub aliases: Vec<Alias>,
+    pub storages: Vec<Storage>,
+    pub tensors: Vec<Tensor>,
+    /// Which tensor each name stands for; aliases stand for the same.
+    pub names: Vec<(String, usize)>,
+    /// The values of a PyTorch file as JSON, if they were asked for.
+    pub structure: Option<String>,
     pub region: Region,
 }
 
@@ -50,44 +67,76 @@ pub fn read_header(file: impl AsRef<Path>) -> Result<Header> {
     header_of(&LocalFile::open(file.as_ref())?)
 }
 
-pub(crate) fn header_of(source: &dyn Source) -> Result<Header> {
+fn header_of(source: &dyn Source) -> Result<Header> {
     let refused = |malformed| Error::format(source.name(), malformed);
-    let mut prefix = vec![0; source.len().min(PREFIX_LEN) as usize];
-    let read = |buffer: &mut [u8], offset| {
-        source
-            .read_exact_at(buffer, offset)
-            .map_err(|error| Error::io("read", source.name(), error))
-    };
-    read(&mut prefix, 0)?;
-    let end = LENGTH_BYTES + Header::json_len(&prefix, source.len()).map_err(refused)?;
-    let already = prefix.len();
-    prefix.resize(end as usize, 0);
-    if already < prefix.len() {
-        read(&mut prefix[already..], already as u64)?;
+    let mut bytes = prefix_of(source)?;
+    let end = LENGTH_BYTES + Header::json_len(&bytes, source.len()).map_err(refused)?;
+    let already = bytes.len() as u64;
+    if already < end {
+        bytes.extend(read(source, already..end)?);
     }
-    Header::parse(&prefix[LENGTH_BYTES as usize..], source.len()).map_err(refused)
+    Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], source.len()).map_err(refused)
 }
 
 /// Loads every tensor of `path`.
-pub(crate) fn load(path: &Path, num_thread: usize) -> Result<Loaded> {
-    if num_thread == 0 {
+pub(crate) fn load(path: &Path, request: Request) -> Result<Loaded> {
+    if request.num_thread == 0 {
         return Err(Error::argument("load", path, "num_thread must be at least 1"));
     }
     let file = LocalFile::open(path)?;
-    let (plan, aliases, data_start) = planned(&file)?;
-    let region = Region::map(&file, &plan, data_start..file.len(), num_thread)?;
-    Ok(Loaded { tensors: plan.tensors, aliases, region })
+    let (plan, names, structure) = if is_pytorch(&prefix_of(&file)?) {
+        let archive = archive_of(&file)?;
+        let plan = Plan::of_archive(&archive);
+        if request.structured && !archive.checkpoint.is_module() {
+            (plan, Vec::new(), Some(archive.checkpoint.to_json()))
+        } else {
+            let names = archive.checkpoint.names();
+            (plan, names.map_err(|malformed| Error::format(path, malformed))?, None)
+        }
+    } else {
+        let header = header_of(&file)?;
+        let plan = Plan::of_header(&header);
+        (plan.map_err(|malformed| Error::format(path, malformed))?, names_of(header), None)
+    };
+    let region = if request.header_only {
+        Region::default()
+    } else {
+        Region::of(&file, &plan, request.num_thread)?
+    };
+    let Plan { storages, tensors, .. } = plan;
+    Ok(Loaded { storages, tensors, names, structure, region })
 }
 
-/// Describes every tensor of `path` without reading one: the region is empty.
-pub(crate) fn load_header(path: &Path) -> Result<Loaded> {
-    let (plan, aliases, _) = planned(&LocalFile::open(path)?)?;
-    Ok(Loaded { tensors: plan.tensors, aliases, region: Region::default() })
+fn prefix_of(source: &dyn Source) -> Result<Vec<u8>> {
+    read(source, 0..source.len().min(PREFIX_LEN))
 }
 
-fn planned(file: &LocalFile) -> Result<(Plan, Vec<Alias>, u64)> {
-    let header = header_of(file)?;
-    let (aliases, data_start) = (alias::aliases(&header), header.data_start());
-    let plan = Plan::new(header).map_err(|malformed| Error::format(file.name(), malformed))?;
-    Ok((plan, aliases, data_start))
+fn read(source: &dyn Source, range: Range<u64>) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    match source.read_exact_at(&mut bytes, range.start) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(Error::io("read", source.name(), error)),
+    }
+}
+
+fn archive_of(source: &dyn Source) -> Result<Archive> {
+    Archive::read(source.len(), |range| read(source, range)).map_err(|refused| match refused {
+        Unreadable::Malformed(malformed) => Error::format(source.name(), malformed),
+        Unreadable::Unknown(name) => Error::unsupported(source.name(), &name),
+        Unreadable::Source(error) => error,
+    })
+}
+
+/// The names of a safetensors file: its tensors in the order of the file, then the aliases.
+fn names_of(header: Header) -> Vec<(String, usize)> {
+    let aliases = alias::aliases(&header);
+    let mut names: Vec<(String, usize)> =
+        header.into_tensors().into_iter().map(TensorInfo::into_name).zip(0..).collect();
+    if !aliases.is_empty() {
+        let kept: HashMap<String, usize> = names.iter().cloned().collect();
+        names.extend(
+            aliases.into_iter().filter_map(|alias| Some((alias.name, *kept.get(&alias.kept)?))),
+        );
+    }
+    names
 }

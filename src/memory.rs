@@ -14,8 +14,8 @@ use crate::{
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::{io, ops::Range, ptr::NonNull};
 
-/// The memory of one load: a private map of the file, and copies of the few tensors that do
-/// not lie at an address their elements allow.
+/// The memory of one load: a private map of the file, and copies of what cannot stay where it
+/// lies.
 #[derive(Debug, Default)]
 pub struct Region {
     mapped: Option<MmapMut>,
@@ -23,7 +23,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps `file` and brings all of `plan` into memory on at most `num_thread` threads.
+    /// Brings all that `plan` needs of `file` into memory, on at most `num_thread` threads.
     ///
     /// The map is private: whoever writes to a tensor gets pages of their own, and the file is
     /// never touched. What a map risks is that the file is cut short by someone else while it
@@ -33,22 +33,11 @@ impl Region {
     ///
     /// # Errors
     /// What the system says of the map, or a file that has become shorter.
-    pub fn map(file: &LocalFile, plan: &Plan, data: Range<u64>, num_thread: usize) -> Result<Self> {
-        const ACTION: &str = "map";
-        let failed = |error| Error::io(ACTION, file.name(), error);
-        // SAFETY: nobody else holds this private mapping, so its bytes change only through the
-        // tensors made from it, or, until a page is first touched, if someone writes to the
-        // file in place, which shows as other values in a tensor and breaks no invariant here.
-        let mapped = unsafe { MmapOptions::new().map_copy(file.file()) }.map_err(failed)?;
-        if mapped.len() as u64 != file.len() {
-            return Err(shorter(file));
-        }
-        populate(&mapped, data, num_thread).map_err(|error| match error.raw_os_error() {
-            Some(libc::EFAULT) => shorter(file),
-            _ => failed(error),
-        })?;
-        let copies = copy(file, &plan.copies, plan.copies_len)?;
-        Ok(Self { mapped: Some(mapped), copies })
+    pub fn of(file: &LocalFile, plan: &Plan, num_thread: usize) -> Result<Self> {
+        Ok(Self {
+            mapped: map(file, &plan.ranges, num_thread)?,
+            copies: copy(file, plan, num_thread)?,
+        })
     }
 
     /// The address of `place`, where `len` bytes must lie.
@@ -58,7 +47,7 @@ impl Region {
     pub fn address(&self, place: Place, len: u64) -> Option<NonNull<u8>> {
         let (memory, offset) = match place {
             Place::Mapped(offset) => (&self.mapped, offset),
-            Place::Realigned(offset) => (&self.copies, offset),
+            Place::Copied(offset) => (&self.copies, offset),
         };
         let offset = usize::try_from(offset).ok()?;
         let end = offset.checked_add(usize::try_from(len).ok()?)?;
@@ -67,13 +56,28 @@ impl Region {
     }
 }
 
-fn shorter(file: &LocalFile) -> Error {
-    Error::io("read", file.name(), io::ErrorKind::UnexpectedEof.into())
+fn map(file: &LocalFile, ranges: &[Range<u64>], num_thread: usize) -> Result<Option<MmapMut>> {
+    let Some(last) = ranges.last() else { return Ok(None) };
+    let failed = |error| Error::io("map", file.name(), error);
+    let shorter = || Error::io("read", file.name(), io::ErrorKind::UnexpectedEof.into());
+    // SAFETY: nobody else holds this private mapping, so its bytes change only through the
+    // tensors made from it, or, until a page is first touched, if someone writes to the
+    // file in place, which shows as other values in a tensor and breaks no invariant here.
+    let mapped = unsafe { MmapOptions::new().map_copy(file.file()) }.map_err(failed)?;
+    if (mapped.len() as u64) < last.end {
+        return Err(shorter());
+    }
+    populate(&mapped, ranges, num_thread).map_err(|error| match error.raw_os_error() {
+        Some(libc::EFAULT) => shorter(),
+        _ => failed(error),
+    })?;
+    Ok(Some(mapped))
 }
 
-/// Brings the pages of `range` into memory and into the page table.
-fn populate(mapped: &MmapMut, range: Range<u64>, num_thread: usize) -> io::Result<()> {
-    let populated = threads::for_each(num_thread, plan::segments(range).collect(), |segment| {
+/// Brings the pages of `ranges` into memory and into the page table.
+fn populate(mapped: &MmapMut, ranges: &[Range<u64>], num_thread: usize) -> io::Result<()> {
+    let segments = ranges.iter().cloned().flat_map(plan::segments).collect();
+    let populated = threads::for_each(num_thread, segments, |segment: Range<u64>| {
         let start = segment.start as usize;
         mapped.advise_range(Advice::PopulateRead, start, segment.end as usize - start)
     });
@@ -84,17 +88,38 @@ fn populate(mapped: &MmapMut, range: Range<u64>, num_thread: usize) -> io::Resul
     }
 }
 
-fn copy(file: &LocalFile, copies: &[Copy], len: u64) -> Result<Option<MmapMut>> {
-    if len == 0 {
+fn copy(file: &LocalFile, plan: &Plan, num_thread: usize) -> Result<Option<MmapMut>> {
+    if plan.copies_len == 0 {
         return Ok(None);
     }
     let failed = |error| Error::io("read", file.name(), error);
-    let mut memory =
-        MmapMut::map_anon(usize::try_from(len).unwrap_or(usize::MAX)).map_err(failed)?;
-    for Copy { from, to } in copies {
-        let to = *to as usize;
-        let target = &mut memory[to..to + (from.end - from.start) as usize];
-        file.read_exact_at(target, from.start).map_err(failed)?;
+    let len = usize::try_from(plan.copies_len).unwrap_or(usize::MAX);
+    let mut memory = MmapMut::map_anon(len).map_err(failed)?;
+
+    // Each thread gets slices of its own: the copies follow on from one another in memory.
+    let mut rest: &mut [u8] = &mut memory;
+    let mut taken = 0;
+    let mut pieces = Vec::new();
+    for Copy { from, to, swapped } in &plan.copies {
+        let (_, after) = std::mem::take(&mut rest).split_at_mut((to - taken) as usize);
+        let (mut target, after) = after.split_at_mut((from.end - from.start) as usize);
+        (rest, taken) = (after, to + target.len() as u64);
+        let mut offset = from.start;
+        while !target.is_empty() {
+            // A multiple of every element's size, so that no element is cut.
+            let (piece, more) = target.split_at_mut(target.len().min(plan::SEGMENT_LEN as usize));
+            let len = piece.len() as u64;
+            pieces.push((offset, piece, *swapped));
+            offset += len;
+            target = more;
+        }
     }
+    threads::for_each(num_thread, pieces, |(offset, piece, swapped)| {
+        file.read_exact_at(piece, offset).map_err(failed)?;
+        if swapped > 1 {
+            piece.chunks_exact_mut(swapped as usize).for_each(<[u8]>::reverse);
+        }
+        Ok(())
+    })?;
     Ok(Some(memory))
 }

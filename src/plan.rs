@@ -4,18 +4,22 @@
 //! ```text
 //! file     | header |####a####|##b##|#########c#########|
 //! mapped   | header |    a    |     |         c         |   where they lie, nothing is moved
-//! realigned                   |  b  |                       b starts at an address its elements
+//! copies                      |  b  |                       b starts at an address its elements
 //!                                                           do not allow, and is copied
-//! segments |--------------|--------------|--------------|   cut by bytes, whatever the tensors
+//! ranges            |---------|     |-------------------|   what is brought in
+//! segments          |----|----|     |----|---------|----|   cut by bytes, whatever the tensors
 //! ```
 //!
-//! The file is mapped whole, so an offset in it is an offset in the mapping, and since a
-//! mapping starts at a page, alignment can be decided from the offset alone. Files written by
-//! this library or by safetensors are aligned throughout; only foreign headers of odd length
-//! make a tensor that has to be copied.
+//! The file is mapped whole, so an offset in it is an offset in the mapping, and since a mapping
+//! starts at a page, alignment can be decided from the offset alone. Files written by this
+//! library or by safetensors are aligned throughout, and so are zip checkpoints; what has to be
+//! copied are tensors behind a foreign header of odd length, the old format of PyTorch, and bytes
+//! in the other byte order.
 
 use crate::format::{
+    archive::Archive,
     dtype::Dtype,
+    pytorch,
     safetensors::{Header, TensorInfo},
     Malformed, Shape,
 };
@@ -25,28 +29,40 @@ use std::ops::Range;
 /// small enough that the threads finish together.
 pub const SEGMENT_LEN: u64 = 8 << 20;
 
-/// Alignment of the tensors that are copied: a cache line, which suits every vector unit.
+/// Alignment of what is copied: a cache line, which suits every vector unit.
 pub const COPY_ALIGN: u64 = 64;
 
-/// Where a tensor's bytes are found.
+/// Ranges nearer to each other than this are brought in as one: a page or two more cost less
+/// than another system call.
+const MERGE_GAP: u64 = 64 << 10;
+
+/// Where bytes are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// At this offset of the file.
     Mapped(u64),
     /// At this offset of the memory for copies.
-    Realigned(u64),
+    Copied(u64),
 }
 
-/// A tensor as torch is to have it.
+/// Bytes that one tensor has to itself, or that several share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    pub place: Place,
+    pub byte_len: u64,
+}
+
+/// A tensor as torch is to have it; offset and strides count elements.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placement {
-    pub name: String,
+pub struct Tensor {
+    pub storage: usize,
     /// `c10::ScalarType`.
     pub scalar_type: i8,
-    /// Sizes in torch's elements.
+    pub offset: i64,
     pub shape: Vec<i64>,
-    pub byte_len: u64,
-    pub place: Place,
+    /// `None` where the elements lie in row-major order.
+    pub strides: Option<Vec<i64>>,
+    pub requires_grad: bool,
 }
 
 /// Bytes of the file that have to be moved, and where to.
@@ -54,54 +70,111 @@ pub struct Placement {
 pub struct Copy {
     pub from: Range<u64>,
     pub to: u64,
+    /// Bytes of a number whose order is turned around; 1 leaves them as they are.
+    pub swapped: u64,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    pub tensors: Vec<Placement>,
+    pub storages: Vec<Storage>,
+    pub tensors: Vec<Tensor>,
+    /// What is mapped and brought into memory, in the order of the file, merged.
+    pub ranges: Vec<Range<u64>>,
     pub copies: Vec<Copy>,
     /// Bytes that the copies need together.
     pub copies_len: u64,
 }
 
 impl Plan {
-    /// Plans a load of every tensor of `header`.
+    /// Plans a load of every tensor of a safetensors file, in the order of the file.
     ///
     /// # Errors
     /// A tensor that the format allows and torch cannot hold.
-    pub fn new(header: Header) -> Result<Self, Malformed> {
+    pub fn of_header(header: &Header) -> Result<Self, Malformed> {
         let data_start = header.data_start();
-        let mut plan =
-            Self { tensors: Vec::with_capacity(header.tensors().len()), ..Self::default() };
-        for info in header.into_tensors() {
+        let mut plan = Self::default();
+        plan.storages.reserve(header.tensors().len());
+        plan.tensors.reserve(header.tensors().len());
+        for info in header.tensors() {
             let (scalar_type, shape) =
-                torch_type(&info).map_err(|reason| Malformed::tensor(info.name(), reason))?;
-            let bytes = info.bytes();
+                torch_type(info).map_err(|reason| Malformed::tensor(info.name(), reason))?;
             // Within the file, whose length is a u64: a checked header says so.
-            let from = data_start + bytes.start..data_start + bytes.end;
-            let byte_len = bytes.end - bytes.start;
-            let place = if from.start % element_align(info.dtype()) == 0 {
-                Place::Mapped(from.start)
-            } else {
-                plan.copy(from)
-            };
-            plan.tensors.push(Placement {
-                name: info.into_name(),
+            let bytes = data_start + info.bytes().start..data_start + info.bytes().end;
+            let storage = plan.place(bytes, element_align(info.dtype()), 1);
+            let (offset, strides, requires_grad) = (0, None, false);
+            plan.tensors.push(Tensor {
+                storage,
                 scalar_type,
+                offset,
                 shape,
-                byte_len,
-                place,
+                strides,
+                requires_grad,
             });
         }
         Ok(plan)
     }
 
-    fn copy(&mut self, from: Range<u64>) -> Place {
-        let to = self.copies_len;
-        // At most the file's length and a cache line a tensor: far below 2^64.
-        self.copies_len = (to + (from.end - from.start)).next_multiple_of(COPY_ALIGN);
-        self.copies.push(Copy { from, to });
-        Place::Realigned(to)
+    /// Plans a load of every tensor of a PyTorch file.
+    #[must_use]
+    pub fn of_archive(archive: &Archive) -> Self {
+        let mut plan = Self::default();
+        for (storage, bytes) in archive.checkpoint.storages.iter().zip(&archive.storages) {
+            let swapped = if archive.swapped { storage.dtype.swapped_size() } else { 1 };
+            plan.place(bytes.clone(), storage.dtype.item_size(), swapped);
+        }
+        // Storages have the order in which the pickle names them, which need not be the file's.
+        plan.ranges.sort_by_key(|range| range.start);
+        let ranges = std::mem::take(&mut plan.ranges);
+        for range in ranges {
+            plan.bring_in(range);
+        }
+        plan.tensors = archive.checkpoint.tensors.iter().map(Tensor::from).collect();
+        plan
+    }
+
+    /// Decides where bytes of the file are to be found, and returns which storage that is.
+    fn place(&mut self, from: Range<u64>, align: u64, swapped: u64) -> usize {
+        let byte_len = from.end - from.start;
+        let place = if byte_len == 0 || (from.start.is_multiple_of(align) && swapped == 1) {
+            let place = Place::Mapped(from.start);
+            self.bring_in(from);
+            place
+        } else {
+            let to = self.copies_len;
+            // At most the file's length and a cache line a tensor: far below 2^64.
+            self.copies_len = (to + byte_len).next_multiple_of(COPY_ALIGN);
+            self.copies.push(Copy { from, to, swapped });
+            Place::Copied(to)
+        };
+        self.storages.push(Storage { place, byte_len });
+        self.storages.len() - 1
+    }
+
+    fn bring_in(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        match self.ranges.last_mut() {
+            Some(last)
+                if (last.start..=last.end.saturating_add(MERGE_GAP)).contains(&range.start) =>
+            {
+                last.end = last.end.max(range.end);
+            }
+            _ => self.ranges.push(range),
+        }
+    }
+}
+
+impl From<&pytorch::Tensor> for Tensor {
+    fn from(tensor: &pytorch::Tensor) -> Self {
+        Self {
+            storage: tensor.storage,
+            scalar_type: tensor.dtype.scalar_type(),
+            offset: tensor.offset,
+            shape: tensor.shape.clone(),
+            strides: Some(tensor.strides.clone()),
+            requires_grad: tensor.requires_grad,
+        }
     }
 }
 
@@ -158,7 +231,7 @@ mod tests {
 
     fn plan(json: &str, data_len: u64) -> Result<Plan, Malformed> {
         let file_len = LENGTH_BYTES + json.len() as u64 + data_len;
-        Plan::new(Header::parse(json.as_bytes(), file_len).unwrap())
+        Plan::of_header(&Header::parse(json.as_bytes(), file_len).unwrap())
     }
 
     fn one(dtype: &str, shape: &str, len: u64) -> Result<Plan, Malformed> {
@@ -188,9 +261,10 @@ mod tests {
         let json = r#"{"b":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"f":{"dtype":"F32","shape":[2],"data_offsets":[3,11]}}"#;
         let json = format!("{json:<119}");
         let plan = plan(&json, 11).unwrap();
-        assert_eq!(plan.tensors[0].place, Place::Mapped(127));
-        assert_eq!(plan.tensors[1].place, Place::Realigned(0));
-        assert_eq!(plan.copies, [Copy { from: 130..138, to: 0 }]);
+        assert_eq!(plan.storages[0].place, Place::Mapped(127));
+        assert_eq!(plan.storages[1].place, Place::Copied(0));
+        assert_eq!(plan.ranges, vec![127..130; 1], "what is copied is not brought in twice");
+        assert_eq!(plan.copies, [Copy { from: 130..138, to: 0, swapped: 1 }]);
         assert_eq!(plan.copies_len, COPY_ALIGN);
     }
 

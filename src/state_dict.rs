@@ -5,7 +5,7 @@
 use crate::{
     error::{Error, Result},
     ffi::{bridge, Tensor},
-    load::{self, DEFAULT_NUM_THREAD},
+    load::{self, Request, DEFAULT_NUM_THREAD},
     save::SaveOptions,
 };
 use std::{borrow::Borrow, collections::HashMap, path::Path};
@@ -52,21 +52,17 @@ impl LoadOptions {
     /// As [`load`](crate::load) says.
     pub fn load(&self, file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
         let path = file.as_ref();
-        let bridge::Loaded { tensors: specs, aliases, region } =
-            load::load(path, self.num_thread)?.into();
-        let made = bridge::make_tensors(&specs, region)
+        let request =
+            Request { num_thread: self.num_thread, header_only: false, structured: false };
+        let loaded: bridge::Loaded = load::load(path, request)?.into();
+        let made = bridge::make_tensors(&loaded.tensors, &loaded.storages, loaded.region)
             .map_err(|error| Error::internal("load", path, error.into()))?;
-        let mut tensors = HashMap::with_capacity(specs.len() + aliases.len());
-        for (spec, tensor) in specs.into_iter().zip(made.iter()) {
-            let pointer = std::ptr::from_ref::<Tensor>(tensor).cast_mut();
+        let made: Vec<&Tensor> = made.iter().collect();
+        let mut tensors = HashMap::with_capacity(loaded.names.len());
+        for bridge::Name { name, tensor } in loaded.names {
+            let pointer = std::ptr::from_ref::<Tensor>(made[tensor]).cast_mut();
             // SAFETY: `pointer` is a live at::Tensor, which is what torch-sys's C_tensor is.
-            let tensor = unsafe { tch::Tensor::clone_from_ptr(pointer.cast()) };
-            tensors.insert(spec.name, tensor);
-        }
-        for alias in aliases {
-            if let Some(kept) = tensors.get(&alias.second).map(tch::Tensor::shallow_clone) {
-                tensors.insert(alias.first, kept);
-            }
+            tensors.insert(name, unsafe { tch::Tensor::clone_from_ptr(pointer.cast()) });
         }
         Ok(tensors)
     }

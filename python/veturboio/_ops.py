@@ -13,13 +13,25 @@ from typing import Any
 
 import torch
 
-from veturboio import _library  # noqa: F401  (registers the operators)
-from veturboio.errors import FormatError
+from veturboio import (
+    _checkpoint,
+    _library,  # noqa: F401  (registers the operators)
+)
+from veturboio.errors import FormatError, UnknownNameError
 
 
-def load(file: str, map_location: torch.device, num_thread: int) -> dict[str, torch.Tensor]:
-    """Load every tensor of a safetensors file."""
-    return _call("load", file, map_location=map_location, num_thread=num_thread)  # type: ignore[no-any-return]
+def load(file: str, map_location: torch.device, num_thread: int) -> Any:
+    """Load a file: the tensors of a safetensors file by name, the values of a PyTorch file."""
+    named, tensors, structure = _call(
+        "_load_values", file, map_location=map_location, num_thread=num_thread
+    )
+    if not structure:
+        return named
+    try:
+        return _checkpoint.build(structure, tensors)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = f"its values cannot be built: {error}"
+    raise FormatError(f"read {file}: {reason}", file, None, reason)
 
 
 def save(
@@ -40,6 +52,10 @@ def _call(name: str, file: str, *before: Any, **options: Any) -> Any:
     try:
         return getattr(torch.ops.veturboio, name)(*before, _path(file), **options)
     except (RuntimeError, ValueError) as error:
+        if (
+            torch._C._get_tracing_state() is not None
+        ):  # which knows no operator that returns strings
+            raise
         text = str(error).split("\nException raised from ", maxsplit=1)[0]
         kind, errno, tensor, reason = torch.ops.veturboio._take_failure()
         if text.startswith(f"veturboio::{name}() "):  # torch's own check of the arguments
@@ -65,6 +81,8 @@ def _exception(
 ) -> Exception:
     if kind == "format":
         return FormatError(text, file, tensor, reason)
+    if kind == "unsupported":
+        return UnknownNameError(text, file, tensor, reason)
     if kind == "io":
         refused = OSError(errno, text)
         refused.filename = file

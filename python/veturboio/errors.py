@@ -21,3 +21,7 @@ class FormatError(ValueError):
     def __reduce__(self) -> tuple[type[FormatError], tuple[str, str, str | None, str]]:
         """Pickles whole, so that it survives the way back from a worker process."""
         return type(self), (str(self), self.file, self.tensor, self.reason)
+
+
+class UnknownNameError(FormatError):
+    """A PyTorch file is well formed, and its pickle imports a name that is none of ours."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from veturboio import _ops
+from veturboio.errors import FormatError, UnknownNameError
+
+#: Whether this process has been told of a file that only torch.load could read.
+_warned = False
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -24,7 +30,11 @@ def load(
     use_cipher: bool | None = None,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Load a safetensors file.
+    """Load a safetensors or PyTorch file.
+
+    The pickle of a PyTorch file is read without being run. Where it imports a name that the
+    reader does not know, ``torch.load(weights_only=True)`` is tried instead, and a warning says so
+    once.
 
     On the CPU the tensors lie in a private map of the file: nothing is copied, writing to one
     does not touch the file, and the memory goes with the last of them. Each tensor has a storage
@@ -42,10 +52,12 @@ def load(
         state_dict: not implemented yet.
 
     Returns:
-        The tensors by name, in the order of the file.
+        The tensors of a safetensors file by name, in the order of the file. What torch.load
+        returns for a PyTorch file; of a TorchScript archive, its tensors by name.
 
     Raises:
-        FormatError: the file is malformed, or holds a dtype that torch does not have.
+        FormatError: the file is malformed, holds a dtype that torch does not have, or is a
+            PyTorch file that torch.load refuses too.
         OSError: the system refuses the file; the class follows the errno.
         ValueError: ``num_thread`` is less than 1.
         NotImplementedError: a parameter asks for what does not exist yet.
@@ -57,7 +69,28 @@ def load(
     _refuse("state_dict", state_dict is not None)
     device = torch.device("cpu" if map_location is None else map_location)
     threads = num_thread if enable_fast_mode else min(num_thread, 1)
-    return _ops.load(os.fsdecode(file), device, threads)
+    path = os.fsdecode(file)
+    try:
+        return cast("dict[str, torch.Tensor]", _ops.load(path, device, threads))
+    except UnknownNameError as error:
+        refused = str(error), error.reason
+    return _load_by_torch(path, device, *refused)
+
+
+def _load_by_torch(
+    path: str, device: torch.device, text: str, reason: str
+) -> dict[str, torch.Tensor]:
+    """Try torch's own reader, which knows more names, and as little executes what it reads."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"{text}; trying torch.load(weights_only=True) instead", stacklevel=3)
+    try:
+        loaded = torch.load(path, map_location=device, weights_only=True)
+        return cast("dict[str, torch.Tensor]", loaded)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError):
+        pass  # torch's words advise to load without weights_only
+    raise FormatError(f"{text}; torch.load refuses it too", path, None, reason)
 
 
 def save_file(

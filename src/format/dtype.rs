@@ -120,6 +120,107 @@ impl Dtype {
     }
 }
 
+/// A dtype as torch names it. torch has more than the safetensors format: complex128 and
+/// complex32 occur in PyTorch files alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TorchDtype(usize);
+
+struct TorchRow {
+    name: &'static str,
+    scalar_type: i8,
+    item_size: u64,
+    /// The class of a storage of such elements; newer dtypes have untyped storages only.
+    storage_class: &'static str,
+}
+
+const fn torch(
+    name: &'static str,
+    scalar_type: i8,
+    item_size: u64,
+    storage_class: &'static str,
+) -> TorchRow {
+    TorchRow { name, scalar_type, item_size, storage_class }
+}
+
+const TORCH: [TorchRow; 22] = [
+    torch("uint8", 0, 1, "ByteStorage"),
+    torch("int8", 1, 1, "CharStorage"),
+    torch("int16", 2, 2, "ShortStorage"),
+    torch("int32", 3, 4, "IntStorage"),
+    torch("int64", 4, 8, "LongStorage"),
+    torch("float16", 5, 2, "HalfStorage"),
+    torch("float32", 6, 4, "FloatStorage"),
+    torch("float64", 7, 8, "DoubleStorage"),
+    torch("complex32", 8, 4, ""),
+    torch("complex64", 9, 8, "ComplexFloatStorage"),
+    torch("complex128", 10, 16, "ComplexDoubleStorage"),
+    torch("bool", 11, 1, "BoolStorage"),
+    torch("bfloat16", 15, 2, "BFloat16Storage"),
+    torch("float8_e5m2", 23, 1, ""),
+    torch("float8_e4m3fn", 24, 1, ""),
+    torch("float8_e5m2fnuz", 25, 1, ""),
+    torch("float8_e4m3fnuz", 26, 1, ""),
+    torch("uint16", 27, 2, ""),
+    torch("uint32", 28, 4, ""),
+    torch("uint64", 29, 8, ""),
+    torch("float8_e8m0fnu", 44, 1, ""),
+    torch("float4_e2m1fn_x2", 45, 1, ""),
+];
+
+/// What an untyped storage is made of.
+pub const BYTE: TorchDtype = TorchDtype(0);
+
+impl TorchDtype {
+    fn find(wanted: impl Fn(&TorchRow) -> bool) -> Option<Self> {
+        TORCH.iter().position(wanted).map(Self)
+    }
+
+    /// By the name it has in Python, such as `bfloat16`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::find(|row| row.name == name)
+    }
+
+    /// By the class of a typed storage, such as `BFloat16Storage`.
+    #[must_use]
+    pub fn from_storage_class(class: &str) -> Option<Self> {
+        Self::find(|row| !class.is_empty() && row.storage_class == class)
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        TORCH[self.0].name
+    }
+
+    /// The number of the `c10::ScalarType`.
+    #[must_use]
+    pub fn scalar_type(self) -> i8 {
+        TORCH[self.0].scalar_type
+    }
+
+    /// Bytes of one element.
+    #[must_use]
+    pub fn item_size(self) -> u64 {
+        TORCH[self.0].item_size
+    }
+
+    /// Bytes that change places between the byte orders: those of one part of a complex number.
+    #[must_use]
+    pub fn swapped_size(self) -> u64 {
+        match self.name() {
+            "complex32" | "complex64" | "complex128" => self.item_size() / 2,
+            _ => self.item_size(),
+        }
+    }
+
+    /// Whether torch lets such a tensor require a gradient.
+    #[must_use]
+    pub fn is_differentiable(self) -> bool {
+        let name = self.name();
+        name.starts_with("float") || name.starts_with("complex") || name == "bfloat16"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +242,15 @@ mod tests {
             }
         }
         assert_eq!(Dtype::from_scalar_type(10), None, "complex128 has no name in the format");
+    }
+
+    #[test]
+    fn both_tables_say_the_same_of_what_both_have() {
+        for dtype in Dtype::all() {
+            let Some(scalar_type) = dtype.scalar_type() else { continue };
+            let torch = TorchDtype::find(|row| row.scalar_type == scalar_type).unwrap();
+            assert_eq!(torch.item_size() * 8, dtype.bits() * dtype.packing(), "{dtype:?}");
+        }
     }
 
     #[test]

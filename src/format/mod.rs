@@ -6,10 +6,15 @@
 //! may trust it.
 
 pub mod alias;
+pub mod archive;
 pub mod dtype;
 pub mod encode;
 pub mod json;
+pub mod pickle;
+pub mod pytorch;
 pub mod safetensors;
+pub mod structure;
+pub mod zip;
 
 use std::fmt;
 
@@ -59,3 +64,18 @@ impl fmt::Display for Malformed {
 }
 
 impl std::error::Error for Malformed {}
+
+/// Why something that is read piece by piece was not: it is malformed, or its source failed.
+#[derive(Debug)]
+pub enum Unreadable<E> {
+    Malformed(Malformed),
+    /// It is well formed and uses a name that has no meaning here.
+    Unknown(String),
+    Source(E),
+}
+
+impl<E> From<Malformed> for Unreadable<E> {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}

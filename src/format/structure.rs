@@ -1,0 +1,158 @@
+//! A checkpoint's values for those who want them: as JSON for Python, which builds them again,
+//! and as flat names for everyone who wants tensors only.
+
+use super::{
+    pickle::Id,
+    pytorch::{Checkpoint, Node},
+    Malformed,
+};
+use serde_json::{json, Value};
+use std::collections::HashSet;
+
+/// Containers entered while names are joined. A pickle can hold one list a thousand times over,
+/// and lists of such lists: their names would multiply without end.
+const MAX_ENTERED: usize = 10_000_000;
+
+/// The deepest nesting whose names are joined.
+const MAX_DEPTH: usize = 1000;
+
+impl Checkpoint {
+    /// The nodes as a JSON array of `[id, kind, ...]`, and the root: `{"root": id, "nodes": [...]}`.
+    ///
+    /// Kinds are single letters, told in `python/veturboio/_checkpoint.py`. Integers over 64 bits
+    /// and bytes are hexadecimal, floats that JSON lacks are their names.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut nodes: Vec<(&Id, &Node)> = self.nodes.iter().collect();
+        nodes.sort_by_key(|(&id, _)| id);
+        let nodes: Vec<Value> = nodes.into_iter().map(|(&id, node)| encoded(id, node)).collect();
+        json!({"root": self.root, "nodes": nodes}).to_string()
+    }
+
+    /// Every tensor by its name: the keys and positions that lead to it, joined by dots.
+    ///
+    /// What is no tensor is left out.
+    ///
+    /// # Errors
+    /// A checkpoint that is one bare tensor, two tensors of one name, or containers that hold
+    /// themselves or one another without end.
+    pub fn names(&self) -> Result<Vec<(String, usize)>, Malformed> {
+        let mut names = Names { checkpoint: self, found: vec![], open: HashSet::new(), entered: 0 };
+        names.enter(self.root, None)?;
+        let mut seen = HashSet::with_capacity(names.found.len());
+        match names.found.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+            Some((name, _)) => Err(Malformed::tensor(
+                name,
+                "two tensors have this name once their keys are joined",
+            )),
+            None => Ok(names.found),
+        }
+    }
+}
+
+struct Names<'a> {
+    checkpoint: &'a Checkpoint,
+    found: Vec<(String, usize)>,
+    /// The containers on the way to the present one.
+    open: HashSet<Id>,
+    entered: usize,
+}
+
+impl Names<'_> {
+    fn enter(&mut self, id: Id, name: Option<&str>) -> Result<(), Malformed> {
+        self.entered += 1;
+        if self.entered > MAX_ENTERED || self.open.len() > MAX_DEPTH {
+            return Err(Malformed::new("values are nested too much to be named"));
+        }
+        let Some(node) = self.checkpoint.nodes.get(&id) else { return Ok(()) };
+        let items: Vec<(String, Id)> = match node {
+            Node::Tensor(tensor) => {
+                let nameless = || Malformed::new("file holds one tensor without a name");
+                self.found.push((name.ok_or_else(nameless)?.to_owned(), *tensor));
+                return Ok(());
+            }
+            Node::Parameter(inner, _) | Node::Module(inner) | Node::Same(inner) => {
+                return self.within(id, |names| names.enter(*inner, name));
+            }
+            Node::Dict(items) | Node::OrderedDict(items, _) => {
+                items.iter().filter_map(|&(key, value)| Some((self.key(key)?, value))).collect()
+            }
+            Node::List(items) | Node::Tuple(items) => {
+                items.iter().enumerate().map(|(at, &item)| (at.to_string(), item)).collect()
+            }
+            _ => return Ok(()),
+        };
+        self.within(id, |names| {
+            for (key, item) in items {
+                let joined = match name {
+                    Some(name) => format!("{name}.{key}"),
+                    None => key,
+                };
+                names.enter(item, Some(&joined))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn within(
+        &mut self,
+        id: Id,
+        enter: impl FnOnce(&mut Self) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        if !self.open.insert(id) {
+            return Err(Malformed::new("a container holds itself"));
+        }
+        enter(self)?;
+        self.open.remove(&id);
+        Ok(())
+    }
+
+    /// The part of a name that a key makes, if it can make one.
+    fn key(&self, id: Id) -> Option<String> {
+        match self.checkpoint.nodes.get(&id)? {
+            Node::Str(text) => Some(text.clone()),
+            Node::Int(number) => Some(number.to_string()),
+            _ => None,
+        }
+    }
+}
+
+fn encoded(id: Id, node: &Node) -> Value {
+    match node {
+        Node::None => json!([id, "N"]),
+        Node::Bool(value) => json!([id, "b", value]),
+        Node::Int(value) => json!([id, "i", value]),
+        Node::BigInt(bytes) => json!([id, "I", hex(bytes)]),
+        Node::Float(value) => json!([id, "f", float(*value)]),
+        Node::Complex(real, imaginary) => json!([id, "c", float(*real), float(*imaginary)]),
+        Node::Str(text) => json!([id, "s", text]),
+        Node::Bytes(bytes) => json!([id, "B", hex(bytes)]),
+        Node::ByteArray(bytes) => json!([id, "A", hex(bytes)]),
+        Node::List(items) => json!([id, "l", items]),
+        Node::Tuple(items) => json!([id, "t", items]),
+        Node::Dict(items) => json!([id, "d", items]),
+        Node::OrderedDict(items, attributes) => json!([id, "o", items, attributes]),
+        Node::Set(items) => json!([id, "S", items]),
+        Node::FrozenSet(items) => json!([id, "F", items]),
+        Node::Size(sizes) => json!([id, "z", sizes]),
+        Node::Dtype(dtype) => json!([id, "D", dtype.name()]),
+        Node::Device(kind, index) => json!([id, "V", kind, index]),
+        Node::Tensor(tensor) => json!([id, "T", tensor]),
+        Node::Parameter(tensor, requires_grad) => json!([id, "P", tensor, requires_grad]),
+        Node::Module(other) | Node::Same(other) => json!([id, "=", other]),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// JSON has no words for what is no number.
+fn float(value: f64) -> Value {
+    if value.is_finite() {
+        value.into()
+    } else {
+        value.to_string().to_lowercase().into()
+    }
+}
