@@ -37,9 +37,11 @@ rust::Slice<const std::uint8_t> path(const std::string& file) {
 }
 
 Loaded load_file(const std::string& file, const at::Device& device, std::int64_t num_thread,
-                 bool structured) {
-  const LoadRequest request{
-      .num_thread = num_thread, .header_only = device.is_meta(), .structured = structured};
+                 bool use_direct_io, bool structured) {
+  const LoadRequest request{.num_thread = num_thread,
+                            .header_only = device.is_meta(),
+                            .structured = structured,
+                            .use_direct_io = use_direct_io};
   return calling([&] { return load(path(file), request); });
 }
 
@@ -68,18 +70,57 @@ TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
   return state_dict;
 }
 
+// Fills the caller's tensors: the core those in host memory, torch what it leaves.
+void fill_tensors(const std::string& file, std::int64_t num_thread, const TensorDict& targets) {
+  StateDict tensors;
+  for (const auto& entry : targets) {
+    const at::Tensor tensor = entry.value();
+    tensors.push(entry.key(), &tensor);
+  }
+  const rust::Vec<std::size_t> left =
+      calling([&] { return fill(path(file), num_thread, tensors); });
+  if (left.empty()) {
+    return;
+  }
+  const at::NoGradGuard no_grad;
+  Loaded loaded = load_file(file, at::kCPU, num_thread, false, /*structured=*/false);
+  const TensorDict sources = named(loaded, tensors_on(at::kCPU, loaded));
+  for (const std::size_t index : left) {
+    const auto& [name, target] = tensors.at(index);
+    const at::Tensor source = sources.at(name).reshape({-1});
+    target.view({-1}).narrow(0, 0, source.numel()).copy_(source);
+  }
+}
+
 TensorDict load_op(const std::string& file, const std::optional<at::Device>& map_location,
-                   std::int64_t num_thread) {
+                   std::int64_t num_thread, bool use_direct_io,
+                   const std::optional<TensorDict>& state_dict) {
+  if (state_dict.has_value()) {
+    fill_tensors(file, num_thread, *state_dict);
+    return *state_dict;
+  }
   const at::Device device = map_location.value_or(at::kCPU);
-  Loaded loaded = load_file(file, device, num_thread, /*structured=*/false);
+  Loaded loaded = load_file(file, device, num_thread, use_direct_io, /*structured=*/false);
   return named(loaded, tensors_on(device, loaded));
 }
 
+void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
+                   bool use_direct_io) {
+  TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
+                    "bytes must be a contiguous uint8 tensor on the CPU");
+  const LoadRequest request{.num_thread = num_thread,
+                            .header_only = false,
+                            .structured = false,
+                            .use_direct_io = use_direct_io};
+  const rust::Slice<std::uint8_t> memory(bytes.mutable_data_ptr<std::uint8_t>(), bytes.numel());
+  calling([&] { fill_bytes(path(file), request, memory); });
+}
+
 std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
-    const std::string& file, const std::optional<at::Device>& map_location,
-    std::int64_t num_thread) {
+    const std::string& file, const std::optional<at::Device>& map_location, std::int64_t num_thread,
+    bool use_direct_io) {
   const at::Device device = map_location.value_or(at::kCPU);
-  Loaded loaded = load_file(file, device, num_thread, /*structured=*/true);
+  Loaded loaded = load_file(file, device, num_thread, use_direct_io, /*structured=*/true);
   std::vector<at::Tensor> tensors = tensors_on(device, loaded);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {
@@ -153,15 +194,26 @@ TORCH_LIBRARY(veturboio, m) {
   // Loads a safetensors or PyTorch file. The tensors of a PyTorch file get the names that lead to
   // them, joined by dots; what is no tensor is left out. `map_location`: the device of the tensors,
   // the CPU by default; `meta` reads the header alone. `num_thread`: upper bound of reader threads.
-  define(m, "load(str file, *, Device? map_location=None, int num_thread=32) -> Dict(str, Tensor)",
+  // `use_direct_io` reads past the page cache, where the file system allows it. `state_dict`:
+  // tensors to be filled in place, and returned.
+  define(m,
+         "load(str file, *, Device? map_location=None, int num_thread=32, "
+         "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None) -> Dict(str, Tensor)",
          &load_op);
 
   // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
   // the values that hold them as JSON. A safetensors file has neither, and a PyTorch file no names.
   define(m,
-         "_load_values(str file, *, Device? map_location=None, int num_thread=32) -> "
+         "_load_values(str file, *, Device? map_location=None, int num_thread=32, "
+         "bool use_direct_io=False) -> "
          "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
          &load_values_op);
+
+  // Reads a file as it is into a uint8[length] CPU tensor, once it has been found well formed.
+  define(m,
+         "_load_bytes(str file, Tensor bytes, *, int num_thread=32, bool use_direct_io=False) "
+         "-> ()",
+         &load_bytes_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
   // int64[2] CPU tensor that is told the bytes done and the bytes in all while they move.

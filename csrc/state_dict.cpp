@@ -122,6 +122,7 @@ TensorView StateDict::describe(std::size_t index) const {
     view.end = view.begin + span(tensor);
   }
   view.byte_len = tensor.nbytes();
+  view.item_size = tensor.element_size();
   view.contiguous = tensor.is_contiguous();
   return view;
 }
@@ -132,6 +133,15 @@ const std::uint8_t* StateDict::data(std::size_t index) const {
     return nullptr;
   }
   return static_cast<const std::uint8_t*>(tensor.const_data_ptr());
+}
+
+std::uint8_t* StateDict::writable(std::size_t index) const {
+  const at::Tensor& tensor = tensors_.at(index).second;
+  if (data(index) == nullptr) {
+    return nullptr;
+  }
+  tensor.unsafeGetTensorImpl()->bump_version();
+  return static_cast<std::uint8_t*>(tensor.mutable_data_ptr());
 }
 
 void StateDict::gather(std::size_t index, std::uint64_t begin,

@@ -23,9 +23,15 @@ class StateDict {
   void push(rust::Str name, const at::Tensor* tensor);
   std::size_t size() const { return tensors_.size(); }
   TensorView describe(std::size_t index) const;
+  const std::pair<std::string, at::Tensor>& at(std::size_t index) const {
+    return tensors_.at(index);
+  }
 
   // Where a tensor's bytes lie in host memory as a file is to have them; null where they do not.
   const std::uint8_t* data(std::size_t index) const;
+
+  // The same to be written to, which counts as an in-place change of the tensor.
+  std::uint8_t* writable(std::size_t index) const;
 
   // Fills `bytes` from byte `begin` on of the tensor in row-major order. Both are multiples of
   // the element size. May be called from several threads at once; needs no more memory than

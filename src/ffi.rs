@@ -9,7 +9,7 @@
 
 use crate::{
     error::{Error, Result},
-    memory,
+    memory::{self, Way},
     plan::{self, Place},
     save::SaveOptions,
 };
@@ -31,6 +31,7 @@ pub(crate) mod bridge {
         num_thread: i64,
         header_only: bool,
         structured: bool,
+        use_direct_io: bool,
     }
 
     /// Bytes of a load: `offset` counts in the map, or in the copies if `copied`.
@@ -85,6 +86,8 @@ pub(crate) mod bridge {
         begin: u64,
         end: u64,
         byte_len: u64,
+        /// Bytes of one element.
+        item_size: u64,
         /// Whether the elements lie in row-major order without gaps.
         contiguous: bool,
         /// Why the tensor cannot be saved; empty if it can.
@@ -114,6 +117,10 @@ pub(crate) mod bridge {
 
         fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8>;
         fn load(file: &[u8], request: &LoadRequest) -> Result<Loaded>;
+        /// Fills tensors in place; returns the positions of those that are left to be copied.
+        fn fill(file: &[u8], num_thread: i64, targets: &StateDict) -> Result<Vec<usize>>;
+        /// Reads a well-formed file, as it is, into memory of its length.
+        fn fill_bytes(file: &[u8], request: &LoadRequest, bytes: &mut [u8]) -> Result<()>;
         fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
         /// # Safety
         /// `progress` is null or points to two aligned integers that outlive the call.
@@ -155,12 +162,14 @@ pub(crate) mod bridge {
         fn describe(self: &StateDict, index: usize) -> Result<TensorView>;
         /// The address of a contiguous CPU tensor's bytes; null for any other tensor.
         fn data(self: &StateDict, index: usize) -> Result<*const u8>;
+        /// The same to be written to, which counts as a change of the tensor.
+        fn writable(self: &StateDict, index: usize) -> Result<*mut u8>;
         /// Copies a tensor's bytes, in row-major order, from byte `begin` on.
         fn gather(self: &StateDict, index: usize, begin: u64, bytes: &mut [u8]) -> Result<()>;
     }
 }
 
-use crate::load as loading;
+use crate::{fill as filling, load as loading};
 use bridge::{Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, StorageSpec, TensorSpec};
 
 type Region = memory::Region;
@@ -170,9 +179,20 @@ type Region = memory::Region;
 unsafe impl Sync for StateDict {}
 
 fn load(file: &[u8], request: &LoadRequest) -> Result<Loaded> {
-    let &LoadRequest { num_thread, header_only, structured } = request;
-    let request = loading::Request { num_thread: threads(num_thread), header_only, structured };
+    let &LoadRequest { num_thread, header_only, structured, use_direct_io } = request;
+    let way = way(use_direct_io);
+    let num_thread = threads(num_thread);
+    let request = loading::Request { num_thread, way, header_only, structured };
     border("load", file, |path| loading::load(path, request).map(Loaded::from))
+}
+
+fn fill(file: &[u8], num_thread: i64, targets: &StateDict) -> Result<Vec<usize>> {
+    border("load", file, |path| filling::fill(path, threads(num_thread), targets))
+}
+
+fn fill_bytes(file: &[u8], request: &LoadRequest, bytes: &mut [u8]) -> Result<()> {
+    let (num_thread, way) = (threads(request.num_thread), way(request.use_direct_io));
+    border("load", file, |path| filling::fill_bytes(path, num_thread, way, bytes))
 }
 
 fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
@@ -218,6 +238,14 @@ fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {
 /// Panics inside the border, so that a test can see what becomes of a panic.
 fn provoke_panic(text: &str) -> Result<()> {
     border("provoke", b"panic", |_| panic!("{text}"))
+}
+
+fn way(use_direct_io: bool) -> Way {
+    if use_direct_io {
+        Way::Direct
+    } else {
+        Way::Map
+    }
 }
 
 /// No thread at all is asked for by 0 and by every negative number; the core refuses it.

@@ -29,7 +29,7 @@
 //! | `plan` | which bytes become which tensor, and how the work is cut. Pure |
 //! | `share` | which tensors lie in the same memory. Pure |
 //! | `memory` | where bytes land: the region under the tensors of a load |
-//! | `load`, `save` | the two stories |
+//! | `load`, `fill`, `save` | the three stories |
 //! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
 //! | `state_dict` | the Rust API over `tch` |
 //!
@@ -41,6 +41,7 @@ compile_error!("veturboio needs 64-bit addresses: files are mapped whole");
 
 mod error;
 mod ffi;
+mod fill;
 pub mod format;
 mod load;
 mod memory;

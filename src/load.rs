@@ -9,7 +9,7 @@ use crate::{
         safetensors::{Header, TensorInfo, LENGTH_BYTES},
         Unreadable,
     },
-    memory::Region,
+    memory::{Region, Way},
     plan::{Plan, Storage, Tensor},
     storage::{local::LocalFile, Source},
 };
@@ -25,6 +25,7 @@ const PREFIX_LEN: u64 = 64 << 10;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
     pub num_thread: usize,
+    pub way: Way,
     /// Describes the tensors without reading one: the region is empty.
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
@@ -78,30 +79,43 @@ fn header_of(source: &dyn Source) -> Result<Header> {
     Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], source.len()).map_err(refused)
 }
 
+/// A file, and what it says of itself.
+pub(crate) struct Described {
+    pub file: LocalFile,
+    pub plan: Plan,
+    pub names: Vec<(String, usize)>,
+    pub structure: Option<String>,
+}
+
+/// Opens `path` and reads what it holds, without its tensors.
+pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
+    let refused = |malformed| Error::format(path, malformed);
+    let file = LocalFile::open(path)?;
+    if !is_pytorch(&prefix_of(&file)?) {
+        let header = header_of(&file)?;
+        let plan = Plan::of_header(&header).map_err(refused)?;
+        return Ok(Described { file, plan, names: names_of(header), structure: None });
+    }
+    let archive = archive_of(&file)?;
+    let plan = Plan::of_archive(&archive);
+    let (names, structure) = if structured && !archive.checkpoint.is_module() {
+        (Vec::new(), Some(archive.checkpoint.to_json()))
+    } else {
+        (archive.checkpoint.names().map_err(refused)?, None)
+    };
+    Ok(Described { file, plan, names, structure })
+}
+
 /// Loads every tensor of `path`.
 pub(crate) fn load(path: &Path, request: Request) -> Result<Loaded> {
     if request.num_thread == 0 {
         return Err(Error::argument("load", path, "num_thread must be at least 1"));
     }
-    let file = LocalFile::open(path)?;
-    let (plan, names, structure) = if is_pytorch(&prefix_of(&file)?) {
-        let archive = archive_of(&file)?;
-        let plan = Plan::of_archive(&archive);
-        if request.structured && !archive.checkpoint.is_module() {
-            (plan, Vec::new(), Some(archive.checkpoint.to_json()))
-        } else {
-            let names = archive.checkpoint.names();
-            (plan, names.map_err(|malformed| Error::format(path, malformed))?, None)
-        }
-    } else {
-        let header = header_of(&file)?;
-        let plan = Plan::of_header(&header);
-        (plan.map_err(|malformed| Error::format(path, malformed))?, names_of(header), None)
-    };
+    let Described { file, plan, names, structure } = describe(path, request.structured)?;
     let region = if request.header_only {
         Region::default()
     } else {
-        Region::of(&file, &plan, request.num_thread)?
+        Region::of(&file, &plan, request.way, request.num_thread)?
     };
     let Plan { storages, tensors, .. } = plan;
     Ok(Loaded { storages, tensors, names, structure, region })

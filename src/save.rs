@@ -230,7 +230,7 @@ fn entry<'a>(view: &'a TensorView, path: &Path) -> Result<Entry<'a>> {
     Ok(Entry { name: &view.name, dtype, shape })
 }
 
-fn extent(view: &TensorView) -> View<'_> {
+pub(crate) fn extent(view: &TensorView) -> View<'_> {
     View {
         name: &view.name,
         device: view.device,

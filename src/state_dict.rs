@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     ffi::{bridge, Tensor},
     load::{self, Request, DEFAULT_NUM_THREAD},
+    memory::Way,
     save::SaveOptions,
 };
 use std::{borrow::Borrow, collections::HashMap, path::Path};
@@ -25,11 +26,12 @@ use std::{borrow::Borrow, collections::HashMap, path::Path};
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     num_thread: usize,
+    use_direct_io: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { num_thread: DEFAULT_NUM_THREAD }
+        Self { num_thread: DEFAULT_NUM_THREAD, use_direct_io: false }
     }
 }
 
@@ -46,14 +48,26 @@ impl LoadOptions {
         self
     }
 
+    /// Reads past the page cache into memory of the load's own, instead of mapping the file; where
+    /// the file system refuses that, through the page cache.
+    #[must_use]
+    pub fn use_direct_io(mut self, yes: bool) -> Self {
+        self.use_direct_io = yes;
+        self
+    }
+
     /// Loads every tensor of `file` into CPU memory. See [`load`](crate::load).
     ///
     /// # Errors
     /// As [`load`](crate::load) says.
     pub fn load(&self, file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
         let path = file.as_ref();
-        let request =
-            Request { num_thread: self.num_thread, header_only: false, structured: false };
+        let request = Request {
+            num_thread: self.num_thread,
+            way: if self.use_direct_io { Way::Direct } else { Way::Map },
+            header_only: false,
+            structured: false,
+        };
         let loaded: bridge::Loaded = load::load(path, request)?.into();
         let made = bridge::make_tensors(&loaded.tensors, &loaded.storages, loaded.region)
             .map_err(|error| Error::internal("load", path, error.into()))?;

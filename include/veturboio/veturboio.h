@@ -46,6 +46,11 @@ struct LoadOptions {
   std::optional<c10::Device> map_location = std::nullopt;
   // How many threads may read, at most.
   int64_t num_thread = 32;
+  // Read past the page cache into memory of the load's own, where the file system allows it.
+  bool use_direct_io = false;
+  // Tensors to be filled in place instead of making new ones: of the same names and dtypes,
+  // contiguous, and large enough. They are what load returns.
+  std::optional<StateDict> state_dict = std::nullopt;
 };
 
 struct SaveOptions {
@@ -83,14 +88,16 @@ torch::jit::Stack call(const c10::OperatorHandle& op, Arguments&&... arguments) 
 
 }  // namespace detail
 
-// Loads every tensor of a safetensors file.
+// Loads every tensor of a safetensors or PyTorch file; those of a PyTorch file by the names that
+// lead to them, joined by dots.
 //
 // The tensors can be written to without the file changing, and each lives as long as it is used.
 // Throws c10::Error if the file cannot be opened or read ("open model.safetensors: No such file or
 // directory"), and c10::ValueError if it is malformed ("read model.safetensors: ...").
 inline StateDict load(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::load");
-  auto stack = detail::call(op, file, options.map_location, options.num_thread);
+  auto stack = detail::call(op, file, options.map_location, options.num_thread,
+                            options.use_direct_io, options.state_dict);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
 }
 

@@ -8,12 +8,14 @@
 from veturboio._library import __version__, cmake_prefix_path
 from veturboio.errors import FormatError
 from veturboio.io import load, metadata, save_file, save_model
+from veturboio.shmem import load_to_shmem
 
 __all__ = [
     "FormatError",
     "__version__",
     "cmake_prefix_path",
     "load",
+    "load_to_shmem",
     "metadata",
     "save_file",
     "save_model",

@@ -20,11 +20,9 @@ from veturboio import (
 from veturboio.errors import FormatError, UnknownNameError
 
 
-def load(file: str, map_location: torch.device, num_thread: int) -> Any:
+def load(file: str, **options: Any) -> Any:
     """Load a file: the tensors of a safetensors file by name, the values of a PyTorch file."""
-    named, tensors, structure = _call(
-        "_load_values", file, map_location=map_location, num_thread=num_thread
-    )
+    named, tensors, structure = _call("_load_values", file, **options)
     if not structure:
         return named
     try:
@@ -32,6 +30,16 @@ def load(file: str, map_location: torch.device, num_thread: int) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = f"its values cannot be built: {error}"
     raise FormatError(f"read {file}: {reason}", file, None, reason)
+
+
+def fill(file: str, state_dict: Mapping[str, torch.Tensor], num_thread: int) -> None:
+    """Load a file into tensors that are already there."""
+    _call("load", file, state_dict=state_dict, num_thread=num_thread)
+
+
+def load_bytes(file: str, content: torch.Tensor, **options: Any) -> None:
+    """Read a well-formed file, as it is, into a uint8 tensor of its length."""
+    _call("_load_bytes", file, after=(content,), **options)
 
 
 def save(
@@ -48,9 +56,9 @@ def metadata(file: str) -> dict[str, str]:
     return _call("metadata", file)  # type: ignore[no-any-return]
 
 
-def _call(name: str, file: str, *before: Any, **options: Any) -> Any:
+def _call(name: str, file: str, *before: Any, after: tuple[Any, ...] = (), **options: Any) -> Any:
     try:
-        return getattr(torch.ops.veturboio, name)(*before, _path(file), **options)
+        return getattr(torch.ops.veturboio, name)(*before, _path(file), *after, **options)
     except (RuntimeError, ValueError) as error:
         if (
             torch._C._get_tracing_state() is not None

@@ -47,9 +47,11 @@ def load(
         num_thread: upper bound of reader threads, at least 1.
         helper: not implemented yet.
         use_pinmem: a normal load where there is no accelerator; otherwise not implemented yet.
-        use_direct_io: not implemented yet.
+        use_direct_io: read past the page cache into memory of the load's own, instead of mapping
+            the file; where the file system refuses that, through the page cache.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
-        state_dict: not implemented yet.
+        state_dict: tensors to be filled in place, wherever they are: the names of the file, the
+            same dtypes, contiguous and at least as large. Nothing is written unless all fit.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file. What torch.load
@@ -59,19 +61,25 @@ def load(
         FormatError: the file is malformed, holds a dtype that torch does not have, or is a
             PyTorch file that torch.load refuses too.
         OSError: the system refuses the file; the class follows the errno.
-        ValueError: ``num_thread`` is less than 1.
+        ValueError: ``num_thread`` is less than 1, or ``state_dict`` does not fit the file; the
+            message names the tensor.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
     _refuse("helper", helper is not None)
     _refuse("use_pinmem", use_pinmem and torch.accelerator.is_available())
-    _refuse("use_direct_io", use_direct_io)
     _refuse("use_cipher", _wants_cipher(use_cipher))
-    _refuse("state_dict", state_dict is not None)
     device = torch.device("cpu" if map_location is None else map_location)
     threads = num_thread if enable_fast_mode else min(num_thread, 1)
     path = os.fsdecode(file)
+    if state_dict is not None:
+        _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
+        _ops.fill(path, state_dict, threads)
+        return dict(state_dict)
     try:
-        return cast("dict[str, torch.Tensor]", _ops.load(path, device, threads))
+        loaded = _ops.load(
+            path, map_location=device, num_thread=threads, use_direct_io=use_direct_io
+        )
+        return cast("dict[str, torch.Tensor]", loaded)
     except UnknownNameError as error:
         refused = str(error), error.reason
     return _load_by_torch(path, device, *refused)
@@ -170,16 +178,18 @@ def metadata(file: FilePath) -> dict[str, str]:
     return _ops.metadata(os.fsdecode(file))
 
 
-def _check_mapping(path: str, what: str, mapping: object, values: type) -> None:
+def _check_mapping(
+    path: str, what: str, mapping: object, values: type, action: str = "save"
+) -> None:
     """Say which entry is wrong, where torch would only say that the dict is."""
     if not isinstance(mapping, Mapping):
-        raise TypeError(f"save {path}: {what} is not a dict but a {type(mapping).__name__}")
+        raise TypeError(f"{action} {path}: {what} is not a dict but a {type(mapping).__name__}")
     for name, value in mapping.items():
         if not isinstance(name, str):
-            raise TypeError(f"save {path}: name {name!r} in {what} is not a str")
+            raise TypeError(f"{action} {path}: name {name!r} in {what} is not a str")
         if not isinstance(value, values):
             found, wanted = type(value).__name__, values.__name__
-            raise TypeError(f"save {path}: {what}[{name!r}] is not a {wanted} but a {found}")
+            raise TypeError(f"{action} {path}: {what}[{name!r}] is not a {wanted} but a {found}")
 
 
 def _wants_cipher(use_cipher: bool | None) -> bool:

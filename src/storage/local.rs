@@ -5,7 +5,10 @@ use crate::error::{Error, Result};
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -43,6 +46,14 @@ impl LocalFile {
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The same file, opened so that reads bypass the page cache; `None` where its file system
+    /// refuses that.
+    pub(crate) fn direct(&self) -> Option<File> {
+        // By descriptor, since the path may by now name another file.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
     }
 }
 

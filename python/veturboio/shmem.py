@@ -1,0 +1,59 @@
+"""``load_to_shmem``: a checkpoint in memory that other processes open by name."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from veturboio import _ops
+from veturboio.io import FilePath, _refuse, _wants_cipher
+
+
+def load_to_shmem(
+    file: FilePath,
+    num_thread: int = 32,
+    helper: Any = None,
+    use_direct_io: bool = False,
+    use_cipher: bool | None = None,
+) -> SharedMemory:
+    """Read a checkpoint into shared memory.
+
+    Any process loads it from there without a copy, as ``load("/dev/shm/" + shmem.name)``: the
+    segment holds the file as it is. It stays until ``unlink()`` is called.
+
+    Args:
+        file: path of a safetensors or PyTorch file.
+        num_thread: upper bound of reader threads, at least 1.
+        helper: not implemented yet.
+        use_direct_io: read past the page cache, where the file system allows it.
+        use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
+
+    Returns:
+        The segment, whose size is the file's. The caller closes and unlinks it.
+
+    Raises:
+        FormatError: the file is malformed; no segment is left behind.
+        OSError: the system refuses the file or the memory; no segment is left behind.
+        ValueError: ``num_thread`` is less than 1.
+        NotImplementedError: a parameter asks for what does not exist yet.
+    """
+    _refuse("helper", helper is not None)
+    _refuse("use_cipher", _wants_cipher(use_cipher))
+    path = os.fsdecode(file)
+    # An empty file is malformed, which the core says; a segment cannot be empty.
+    shmem = SharedMemory(create=True, size=max(Path(path).stat().st_size, 1))
+    try:
+        content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
+        try:
+            _ops.load_bytes(path, content, num_thread=num_thread, use_direct_io=use_direct_io)
+        finally:
+            del content  # the segment cannot be closed while a tensor looks at it
+    except BaseException:
+        shmem.close()
+        shmem.unlink()
+        raise
+    return shmem

@@ -1,0 +1,181 @@
+//! The story of a load into tensors that are already there: look at both sides, refuse before
+//! anything is written, then read straight into the tensors' memory.
+
+use crate::{
+    error::{shown, Error, Result},
+    ffi::{StateDict, TensorView},
+    load::{describe, Described},
+    memory::{self, Way},
+    plan::{self, Place, Plan, Tensor},
+    share,
+    storage::Source,
+    threads,
+};
+use std::{collections::HashMap, path::Path};
+
+const ACTION: &str = "load";
+
+/// Fills `targets` from `path`, each with the file's tensor of its name.
+///
+/// Returns the positions of those that are left to be copied: they do not lie in host memory, or
+/// the file's tensor does not lie there in row-major order.
+///
+/// # Errors
+/// Names that are missing on either side, and targets of another dtype, that are too small, not
+/// contiguous, or that overlap: all before anything is written. Otherwise as a load.
+pub(crate) fn fill(path: &Path, num_thread: usize, targets: &StateDict) -> Result<Vec<usize>> {
+    if num_thread == 0 {
+        return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
+    }
+    let Described { file, plan, names, .. } = describe(path, false)?;
+    let views = look_at(targets, path)?;
+    let pairs = matched(&plan, &names, &views, path)?;
+    refuse_overlaps(&views, &pairs, path)?;
+
+    let mut left = Vec::new();
+    let mut pieces = Vec::new();
+    for (target, source) in pairs.into_iter().enumerate() {
+        let tensor = &plan.tensors[source];
+        let at = in_file(&plan, tensor);
+        let memory =
+            targets.writable(target).map_err(|error| failed(path, &views[target], error))?;
+        match at {
+            Some(at) if !memory.is_null() => {
+                let len = byte_len(tensor, &views[target]) as usize;
+                // SAFETY: `writable` vouches for a contiguous tensor, of at least this many bytes
+                // (`matched`), which the StateDict keeps alive; no two overlap
+                // (`refuse_overlaps`). That nobody else uses them meanwhile is the caller's part.
+                #[allow(unsafe_code)]
+                let bytes = unsafe { std::slice::from_raw_parts_mut(memory, len) };
+                let cuts = bytes.chunks_mut(plan::SEGMENT_LEN as usize);
+                pieces.extend(cuts.zip(0u64..).map(|(cut, i)| (at + i * plan::SEGMENT_LEN, cut)));
+            }
+            _ => left.push(target),
+        }
+    }
+    threads::for_each(num_thread, pieces, |(offset, piece)| {
+        file.read_exact_at(piece, offset).map_err(|error| Error::io("read", path, error))
+    })?;
+    Ok(left)
+}
+
+/// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
+pub(crate) fn fill_bytes(path: &Path, num_thread: usize, way: Way, bytes: &mut [u8]) -> Result<()> {
+    if num_thread == 0 {
+        return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
+    }
+    let file = describe(path, true)?.file;
+    if file.len() != bytes.len() as u64 {
+        let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
+        return Err(Error::argument(ACTION, path, reason));
+    }
+    memory::read_whole(&file, bytes, way, num_thread)
+}
+
+fn failed(path: &Path, view: &TensorView, error: cxx::Exception) -> Error {
+    Error::internal(ACTION, path, error.into()).with_tensor(&view.name)
+}
+
+fn look_at(targets: &StateDict, path: &Path) -> Result<Vec<TensorView>> {
+    (0..targets.size())
+        .map(|index| {
+            let view = targets
+                .describe(index)
+                .map_err(|error| Error::internal(ACTION, path, error.into()))?;
+            let refused =
+                |reason: &str| Err(Error::argument(ACTION, path, reason).with_tensor(&view.name));
+            if !view.refusal.is_empty() {
+                return refused(&view.refusal);
+            }
+            if !view.contiguous {
+                return refused("the tensor to be filled is not contiguous");
+            }
+            Ok(view)
+        })
+        .collect()
+}
+
+/// The file's tensor for each target, checked against it.
+fn matched(
+    plan: &Plan,
+    names: &[(String, usize)],
+    views: &[TensorView],
+    path: &Path,
+) -> Result<Vec<usize>> {
+    let sources: HashMap<&str, usize> =
+        names.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
+    let targets: HashMap<&str, &TensorView> =
+        views.iter().map(|view| (view.name.as_str(), view)).collect();
+    if let Some((name, _)) = names.iter().find(|(name, _)| !targets.contains_key(name.as_str())) {
+        let reason = format!("the file's tensor {} is not in state_dict", shown(name));
+        return Err(Error::argument(ACTION, path, reason));
+    }
+    let check = |view: &TensorView| {
+        let refused =
+            |reason: String| Error::argument(ACTION, path, reason).with_tensor(&view.name);
+        let source = *sources
+            .get(view.name.as_str())
+            .ok_or_else(|| refused("is in state_dict but not in the file".to_owned()))?;
+        let tensor = &plan.tensors[source];
+        if tensor.scalar_type != view.scalar_type {
+            return Err(refused("the tensor to be filled has another dtype".to_owned()));
+        }
+        let needed = byte_len(tensor, view);
+        if needed > view.byte_len {
+            let has = view.byte_len;
+            return Err(refused(format!("the tensor to be filled has {has} bytes, not {needed}")));
+        }
+        Ok(source)
+    };
+    views.iter().map(check).collect()
+}
+
+/// Bytes of a tensor's elements, whose dtype is the view's.
+fn byte_len(tensor: &Tensor, view: &TensorView) -> u64 {
+    // The product was checked when the file was read.
+    tensor.shape.iter().product::<i64>() as u64 * view.item_size
+}
+
+/// Two targets may share memory only if they take the very same bytes: tied weights.
+fn refuse_overlaps(views: &[TensorView], sources: &[usize], path: &Path) -> Result<()> {
+    let extents: Vec<_> = views.iter().map(crate::save::extent).collect();
+    for group in share::overlapping(&extents) {
+        let same = share::duplicates(&extents, &group).len() + 1 == group.len();
+        if !same || group.iter().any(|&i| sources[i] != sources[group[0]]) {
+            let names: Vec<_> = group.iter().take(2).map(|&i| shown(&views[i].name)).collect();
+            let reason = format!("tensors {} to be filled share memory", names.join(", "));
+            return Err(Error::argument(ACTION, path, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Where the file has the tensor's elements in row-major order and in this machine's byte order.
+fn in_file(plan: &Plan, tensor: &Tensor) -> Option<u64> {
+    let storage = plan.storages[tensor.storage];
+    let start = match storage.place {
+        Place::Mapped(offset) => offset,
+        Place::Copied(to) => {
+            let at = plan.copies.binary_search_by_key(&to, |copy| copy.to).ok()?;
+            let copy = &plan.copies[at];
+            (copy.swapped == 1).then_some(copy.from.start)?
+        }
+    };
+    match &tensor.strides {
+        None => Some(start),
+        // A part of a storage needs the size of an element, which torch has at hand.
+        Some(_) if tensor.offset != 0 => None,
+        Some(strides) => is_row_major(&tensor.shape, strides).then_some(start),
+    }
+}
+
+fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
+    let mut wanted = 1i64;
+    for (&size, &stride) in shape.iter().zip(strides).rev() {
+        if size != 1 && stride != wanted {
+            return false;
+        }
+        wanted = wanted.saturating_mul(size.max(1));
+    }
+    true
+}
