@@ -65,12 +65,14 @@ pub(crate) struct Loaded {
 /// # }
 /// ```
 pub fn read_header(file: impl AsRef<Path>) -> Result<Header> {
-    header_of(&LocalFile::open(file.as_ref())?)
+    let file = LocalFile::open(file.as_ref())?;
+    header_of(&file, prefix_of(&file)?)
 }
 
-fn header_of(source: &dyn Source) -> Result<Header> {
+/// The header of a safetensors file, the first bytes of which are read already.
+fn header_of(source: &dyn Source, prefix: Vec<u8>) -> Result<Header> {
     let refused = |malformed| Error::format(source.name(), malformed);
-    let mut bytes = prefix_of(source)?;
+    let mut bytes = prefix;
     let end = LENGTH_BYTES + Header::json_len(&bytes, source.len()).map_err(refused)?;
     let already = bytes.len() as u64;
     if already < end {
@@ -91,8 +93,9 @@ pub(crate) struct Described {
 pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
     let file = LocalFile::open(path)?;
-    if !is_pytorch(&prefix_of(&file)?) {
-        let header = header_of(&file)?;
+    let prefix = prefix_of(&file)?;
+    if !is_pytorch(&prefix) {
+        let header = header_of(&file, prefix)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
         return Ok(Described { file, plan, names: names_of(header), structure: None });
     }

@@ -293,9 +293,7 @@ def test_panics_of_many_threads_and_of_torchscript(model: Path) -> None:
 
 LATER = {
     "helper": {"helper": object()},
-    "use_direct_io": {"use_direct_io": True},
     "use_cipher": {"use_cipher": True},
-    "state_dict": {"state_dict": STATE},
 }
 
 
