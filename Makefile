@@ -15,7 +15,7 @@ SOURCES := setup.py pyproject.toml Cargo.toml Cargo.lock build.rs $(wildcard REA
 	$(shell find src csrc include cmake) $(shell find python -name '*.py' -o -name py.typed)
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp include/veturboio/*.h tests/cpp/*.h tests/cpp/*.cpp \
 	examples/cpp/*.cpp)
-PYTHON_FILES = setup.py python tests bench examples
+PYTHON_FILES = setup.py python tests bench examples fuzz
 
 # Stamps stand in .venv, so they go when it goes.
 MADE := $(VENV)/made.stamp
@@ -40,7 +40,8 @@ demo: $(INSTALLED) $(TOOLS) ## install, then load and save a real checkpoint fro
 	@PATH="$(BIN):$$PATH" $(BIN)/python examples/demo.py
 
 .PHONY: test
-test: test-rust test-python test-cpp ## run every test: cargo test, pytest and the C++ consumer
+test: test-rust test-python test-cpp ## run every test: cargo test, a minute of fuzzing, pytest and the C++ consumer
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=60
 
 .PHONY: test-rust
 test-rust: $(TORCH) ## run the tests of the Rust core
@@ -57,11 +58,28 @@ test-cpp: $(INSTALLED) $(TOOLS) ## build a C++ program against the installed pac
 	PATH="$(BIN):$$PATH" cmake --build build/tests-cpp
 	$(BIN)/ctest --test-dir build/tests-cpp --output-on-failure
 
+# libFuzzer's instrumentation, which cargo-fuzz would add, in options that stable Rust takes.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Clink-dead-code \
+	$(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+FUZZ_SECONDS ?= 600
+
+.PHONY: fuzz
+fuzz: $(TOOLS) ## fuzz what reads hostile bytes for FUZZ_SECONDS, ten minutes by default
+	$(BIN)/python fuzz/corpus.py build/fuzz/corpus
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --manifest-path fuzz/Cargo.toml \
+		--target $(FUZZ_TARGET) --target-dir target/fuzz
+	@mkdir -p build/fuzz/found
+	target/fuzz/$(FUZZ_TARGET)/release/formats build/fuzz/found build/fuzz/corpus \
+		-artifact_prefix=build/fuzz/ -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \
+		-rss_limit_mb=2048 -timeout=10 -verbosity=0 -print_final_stats=1
+
 .PHONY: lint
 lint: $(TOOLS) $(TORCH) ## check formatting, and run clippy, ruff and mypy
 	@cargo fmt --version >/dev/null 2>&1 || { echo 'lint veturboio: rustfmt is missing, run `rustup component add rustfmt`' >&2; exit 1; }
 	@cargo clippy --version >/dev/null 2>&1 || { echo 'lint veturboio: clippy is missing, run `rustup component add clippy`' >&2; exit 1; }
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	@$(CARGO_ENV) set -x; cargo clippy --locked --all-targets -- -D warnings
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -71,6 +89,7 @@ lint: $(TOOLS) $(TORCH) ## check formatting, and run clippy, ruff and mypy
 .PHONY: fmt
 fmt: $(TOOLS) ## format all sources
 	cargo fmt
+	cargo fmt --manifest-path fuzz/Cargo.toml
 	$(BIN)/clang-format -i $(CPP_FILES)
 	$(BIN)/ruff check --fix-only $(PYTHON_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)

@@ -14,6 +14,9 @@ use crate::{
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, ptr::NonNull};
 
+/// Pages of a file that are asked for to learn whether it is cached.
+const SAMPLED_PAGES: u64 = 64;
+
 /// How the bytes of a file come into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -91,6 +94,10 @@ fn map(file: &LocalFile, ranges: &[Range<u64>], num_thread: usize) -> Result<Opt
 
 /// Brings the pages of `ranges` into memory and into the page table.
 fn populate(mapped: &MmapMut, ranges: &[Range<u64>], num_thread: usize) -> io::Result<()> {
+    // Pages that are cached cost only processor time, and more threads than processors only get
+    // into each other's way; pages that are not are waited for, and many can be at once.
+    let num_thread =
+        if is_cached(mapped, ranges) { num_thread.min(threads::processors()) } else { num_thread };
     let segments = ranges.iter().cloned().flat_map(plan::segments).collect();
     let populated = threads::for_each(num_thread, segments, |segment: Range<u64>| {
         let start = segment.start as usize;
@@ -101,6 +108,23 @@ fn populate(mapped: &MmapMut, ranges: &[Range<u64>], num_thread: usize) -> io::R
         Some(libc::EINVAL) => Ok(()),
         _ => populated,
     }
+}
+
+/// Whether the page cache seems to hold `ranges`: a few pages, evenly spread, are asked for.
+fn is_cached(mapped: &MmapMut, ranges: &[Range<u64>]) -> bool {
+    let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let step = (total / SAMPLED_PAGES).max(1);
+    ranges.iter().flat_map(|range| range.clone().step_by(step as usize)).all(|offset| {
+        let page = offset / DIRECT_ALIGN * DIRECT_ALIGN;
+        let mut resident = 0u8;
+        // SAFETY: the page lies in the mapping, whose start is a page's, and mincore writes one
+        // byte for it. An error, such as for a file one may not write, counts as not cached.
+        let asked = unsafe {
+            let address = mapped.as_ptr().add(page as usize).cast_mut();
+            libc::mincore(address.cast(), 1, &raw mut resident)
+        };
+        asked == 0 && resident & 1 == 1
+    })
 }
 
 /// Reads `ranges` to their own offsets in fresh memory; what lies between stays untouched, and

@@ -6,6 +6,11 @@
 
 use rayon::{prelude::*, ThreadBuilder};
 
+/// Processors this process may use, as far as its affinity and its control group allow.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Does `work` for every item on at most `num_thread` threads, and stops at the first error.
 /// All threads have ended when it returns.
 pub fn for_each<T, E>(
