@@ -30,6 +30,8 @@ class StateDict {
   // Where a tensor's bytes lie in host memory as a file is to have them; null where they do not.
   const std::uint8_t* data(std::size_t index) const;
 
+  std::size_t byte_len(std::size_t index) const { return tensors_.at(index).second.nbytes(); }
+
   // The same to be written to, which counts as an in-place change of the tensor.
   std::uint8_t* writable(std::size_t index) const;
 

@@ -12,6 +12,7 @@ use crate::{
     memory::{self, Way},
     plan::{self, Place},
     save::SaveOptions,
+    tensors,
 };
 use std::{
     any::Any,
@@ -23,7 +24,7 @@ use std::{
     sync::atomic::AtomicI64,
 };
 
-pub(crate) use bridge::{StateDict, Tensor, TensorView};
+pub(crate) use bridge::Tensor;
 
 #[cxx::bridge(namespace = "veturboio::core")]
 pub(crate) mod bridge {
@@ -162,6 +163,7 @@ pub(crate) mod bridge {
         fn describe(self: &StateDict, index: usize) -> Result<TensorView>;
         /// The address of a contiguous CPU tensor's bytes; null for any other tensor.
         fn data(self: &StateDict, index: usize) -> Result<*const u8>;
+        fn byte_len(self: &StateDict, index: usize) -> Result<usize>;
         /// The same to be written to, which counts as a change of the tensor.
         fn writable(self: &StateDict, index: usize) -> Result<*mut u8>;
         /// Copies a tensor's bytes, in row-major order, from byte `begin` on.
@@ -170,9 +172,66 @@ pub(crate) mod bridge {
 }
 
 use crate::{fill as filling, load as loading};
-use bridge::{Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, StorageSpec, TensorSpec};
+use bridge::{
+    Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, StateDict, StorageSpec, TensorSpec,
+    TensorView,
+};
 
 type Region = memory::Region;
+
+impl tensors::StateDict for StateDict {
+    fn count(&self) -> usize {
+        self.size()
+    }
+
+    fn describe(&self, index: usize) -> anyhow::Result<tensors::Tensor> {
+        Ok(StateDict::describe(self, index)?.into())
+    }
+
+    fn bytes(&self, index: usize) -> anyhow::Result<Option<&[u8]>> {
+        let data = self.data(index)?;
+        if data.is_null() {
+            return Ok(None);
+        }
+        let len = self.byte_len(index)?;
+        // SAFETY: `data` vouches for a contiguous tensor of this many bytes, which the
+        // StateDict keeps alive. That nobody writes to a tensor while it is being saved is the
+        // caller's part, as it is for torch.save.
+        Ok(Some(unsafe { std::slice::from_raw_parts(data, len) }))
+    }
+
+    fn writable(&self, index: usize) -> anyhow::Result<Option<*mut u8>> {
+        let data = StateDict::writable(self, index)?;
+        Ok((!data.is_null()).then_some(data))
+    }
+
+    fn gather(&self, index: usize, begin: u64, bytes: &mut [u8]) -> anyhow::Result<()> {
+        Ok(StateDict::gather(self, index, begin, bytes)?)
+    }
+
+    fn dtype_name(&self, scalar_type: i8) -> String {
+        bridge::scalar_type_name(scalar_type)
+    }
+}
+
+impl From<TensorView> for tensors::Tensor {
+    fn from(view: TensorView) -> Self {
+        Self {
+            name: view.name,
+            scalar_type: view.scalar_type,
+            shape: view.shape,
+            strides: view.strides,
+            flips: view.flips,
+            device: view.device,
+            begin: view.begin,
+            end: view.end,
+            byte_len: view.byte_len,
+            item_size: view.item_size,
+            contiguous: view.contiguous,
+            refusal: Some(view.refusal).filter(|refusal| !refusal.is_empty()),
+        }
+    }
+}
 
 // SAFETY: a StateDict does not change after it is filled, `describe` and `data` only read it,
 // and `gather` reads tensors, which torch allows from any thread.

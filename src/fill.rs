@@ -3,12 +3,12 @@
 
 use crate::{
     error::{shown, Error, Result},
-    ffi::{StateDict, TensorView},
     load::{describe, Described},
     memory::{self, Way},
-    plan::{self, Place, Plan, Tensor},
+    plan::{self, Place, Plan},
     share,
     storage::Source,
+    tensors::{StateDict, Tensor},
     threads,
 };
 use std::{collections::HashMap, path::Path};
@@ -23,7 +23,7 @@ const ACTION: &str = "load";
 /// # Errors
 /// Names that are missing on either side, and targets of another dtype, that are too small, not
 /// contiguous, or that overlap: all before anything is written. Otherwise as a load.
-pub(crate) fn fill(path: &Path, num_thread: usize, targets: &StateDict) -> Result<Vec<usize>> {
+pub(crate) fn fill(path: &Path, num_thread: usize, targets: &dyn StateDict) -> Result<Vec<usize>> {
     if num_thread == 0 {
         return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
     }
@@ -39,8 +39,8 @@ pub(crate) fn fill(path: &Path, num_thread: usize, targets: &StateDict) -> Resul
         let at = in_file(&plan, tensor);
         let memory =
             targets.writable(target).map_err(|error| failed(path, &views[target], error))?;
-        match at {
-            Some(at) if !memory.is_null() => {
+        match (at, memory) {
+            (Some(at), Some(memory)) => {
                 let len = byte_len(tensor, &views[target]) as usize;
                 // SAFETY: `writable` vouches for a contiguous tensor, of at least this many bytes
                 // (`matched`), which the StateDict keeps alive; no two overlap
@@ -72,20 +72,19 @@ pub(crate) fn fill_bytes(path: &Path, num_thread: usize, way: Way, bytes: &mut [
     memory::read_whole(&file, bytes, way, num_thread)
 }
 
-fn failed(path: &Path, view: &TensorView, error: cxx::Exception) -> Error {
-    Error::internal(ACTION, path, error.into()).with_tensor(&view.name)
+fn failed(path: &Path, view: &Tensor, error: anyhow::Error) -> Error {
+    Error::internal(ACTION, path, error).with_tensor(&view.name)
 }
 
-fn look_at(targets: &StateDict, path: &Path) -> Result<Vec<TensorView>> {
-    (0..targets.size())
+fn look_at(targets: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {
+    (0..targets.count())
         .map(|index| {
-            let view = targets
-                .describe(index)
-                .map_err(|error| Error::internal(ACTION, path, error.into()))?;
+            let view =
+                targets.describe(index).map_err(|error| Error::internal(ACTION, path, error))?;
             let refused =
                 |reason: &str| Err(Error::argument(ACTION, path, reason).with_tensor(&view.name));
-            if !view.refusal.is_empty() {
-                return refused(&view.refusal);
+            if let Some(refusal) = &view.refusal {
+                return refused(refusal);
             }
             if !view.contiguous {
                 return refused("the tensor to be filled is not contiguous");
@@ -99,18 +98,18 @@ fn look_at(targets: &StateDict, path: &Path) -> Result<Vec<TensorView>> {
 fn matched(
     plan: &Plan,
     names: &[(String, usize)],
-    views: &[TensorView],
+    views: &[Tensor],
     path: &Path,
 ) -> Result<Vec<usize>> {
     let sources: HashMap<&str, usize> =
         names.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
-    let targets: HashMap<&str, &TensorView> =
+    let targets: HashMap<&str, &Tensor> =
         views.iter().map(|view| (view.name.as_str(), view)).collect();
     if let Some((name, _)) = names.iter().find(|(name, _)| !targets.contains_key(name.as_str())) {
         let reason = format!("the file's tensor {} is not in state_dict", shown(name));
         return Err(Error::argument(ACTION, path, reason));
     }
-    let check = |view: &TensorView| {
+    let check = |view: &Tensor| {
         let refused =
             |reason: String| Error::argument(ACTION, path, reason).with_tensor(&view.name);
         let source = *sources
@@ -131,14 +130,14 @@ fn matched(
 }
 
 /// Bytes of a tensor's elements, whose dtype is the view's.
-fn byte_len(tensor: &Tensor, view: &TensorView) -> u64 {
+fn byte_len(tensor: &plan::Tensor, view: &Tensor) -> u64 {
     // The product was checked when the file was read.
     tensor.shape.iter().product::<i64>() as u64 * view.item_size
 }
 
 /// Two targets may share memory only if they take the very same bytes: tied weights.
-fn refuse_overlaps(views: &[TensorView], sources: &[usize], path: &Path) -> Result<()> {
-    let extents: Vec<_> = views.iter().map(crate::save::extent).collect();
+fn refuse_overlaps(views: &[Tensor], sources: &[usize], path: &Path) -> Result<()> {
+    let extents: Vec<_> = views.iter().map(Tensor::view).collect();
     for group in share::overlapping(&extents) {
         let same = share::duplicates(&extents, &group).len() + 1 == group.len();
         if !same || group.iter().any(|&i| sources[i] != sources[group[0]]) {
@@ -151,7 +150,7 @@ fn refuse_overlaps(views: &[TensorView], sources: &[usize], path: &Path) -> Resu
 }
 
 /// Where the file has the tensor's elements in row-major order and in this machine's byte order.
-fn in_file(plan: &Plan, tensor: &Tensor) -> Option<u64> {
+fn in_file(plan: &Plan, tensor: &plan::Tensor) -> Option<u64> {
     let storage = plan.storages[tensor.storage];
     let start = match storage.place {
         Place::Mapped(offset) => offset,

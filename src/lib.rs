@@ -28,6 +28,7 @@
 //! | `storage` | where bytes lie: files to read, files that become whole or not at all |
 //! | `plan` | which bytes become which tensor, and how the work is cut. Pure |
 //! | `share` | which tensors lie in the same memory. Pure |
+//! | `tensors` | what must be known of the caller's tensors to move their bytes |
 //! | `memory` | where bytes land: the region under the tensors of a load |
 //! | `load`, `fill`, `save` | the three stories |
 //! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
@@ -50,6 +51,7 @@ mod save;
 mod share;
 mod state_dict;
 mod storage;
+mod tensors;
 mod threads;
 
 pub use error::{Error, Kind, Result};

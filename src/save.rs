@@ -2,7 +2,6 @@
 
 use crate::{
     error::{shown, Error, Result},
-    ffi::{bridge::scalar_type_name, StateDict, TensorView},
     format::{
         alias::{self, Alias},
         dtype::Dtype,
@@ -10,8 +9,9 @@ use crate::{
     },
     load::DEFAULT_NUM_THREAD,
     plan,
-    share::{self, Layout, View},
+    share::{self, View},
     storage::sink::Sink,
+    tensors::{StateDict, Tensor},
     threads,
 };
 use std::{
@@ -116,7 +116,7 @@ impl SaveOptions {
     /// Writes `tensors` to `path`; `progress` is told the bytes done and the bytes in all.
     pub(crate) fn write(
         &self,
-        tensors: &StateDict,
+        tensors: &dyn StateDict,
         path: &Path,
         progress: Option<[&AtomicI64; 2]>,
     ) -> Result<()> {
@@ -132,7 +132,7 @@ impl SaveOptions {
             (0..views.len()).filter(|&i| !left_out.contains(views[i].name.as_str())).collect();
 
         let entries =
-            written.iter().map(|&i| entry(&views[i], path)).collect::<Result<Vec<_>>>()?;
+            written.iter().map(|&i| entry(tensors, &views[i], path)).collect::<Result<Vec<_>>>()?;
         let header = encode(&entries, &metadata).map_err(|refused| refuse(path, refused))?;
         let data_start = header.bytes.len() as u64;
         let items: Vec<Item> = header
@@ -158,17 +158,16 @@ impl SaveOptions {
         sink.commit()
     }
 
-    fn describe(&self, tensors: &StateDict, path: &Path) -> Result<Vec<TensorView>> {
-        let mut names = HashSet::with_capacity(tensors.size());
-        let mut views = Vec::with_capacity(tensors.size());
-        for index in 0..tensors.size() {
-            let view = tensors
-                .describe(index)
-                .map_err(|error| Error::internal("save", path, error.into()))?;
+    fn describe(&self, tensors: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {
+        let mut names = HashSet::with_capacity(tensors.count());
+        let mut views = Vec::with_capacity(tensors.count());
+        for index in 0..tensors.count() {
+            let view =
+                tensors.describe(index).map_err(|error| Error::internal("save", path, error))?;
             let refused =
                 |reason: &str| Err(Error::argument("save", path, reason).with_tensor(&view.name));
-            if !view.refusal.is_empty() {
-                return refused(&view.refusal);
+            if let Some(refusal) = &view.refusal {
+                return refused(refusal);
             }
             if !self.force_contiguous && !view.contiguous {
                 return refused("is not contiguous, and force_contiguous is off");
@@ -182,11 +181,11 @@ impl SaveOptions {
     }
 
     /// The names to be left out of the file because another name has their tensor.
-    fn aliases(&self, views: &[TensorView], path: &Path) -> Result<Vec<Alias>> {
+    fn aliases(&self, views: &[Tensor], path: &Path) -> Result<Vec<Alias>> {
         if self.force_clone_shared_tensor {
             return Ok(Vec::new());
         }
-        let extents: Vec<View<'_>> = views.iter().map(extent).collect();
+        let extents: Vec<View<'_>> = views.iter().map(Tensor::view).collect();
         let mut aliases = Vec::new();
         for group in share::overlapping(&extents) {
             if !self.force_save_shared_tensor {
@@ -210,10 +209,10 @@ fn refuse(path: &Path, refused: crate::format::Malformed) -> Error {
     }
 }
 
-fn entry<'a>(view: &'a TensorView, path: &Path) -> Result<Entry<'a>> {
+fn entry<'a>(tensors: &dyn StateDict, view: &'a Tensor, path: &Path) -> Result<Entry<'a>> {
     let refused = |reason: String| Error::argument("save", path, reason).with_tensor(&view.name);
     let dtype = Dtype::from_scalar_type(view.scalar_type).ok_or_else(|| {
-        refused(format!("dtype {} has no safetensors name", scalar_type_name(view.scalar_type)))
+        refused(format!("dtype {} has no safetensors name", tensors.dtype_name(view.scalar_type)))
     })?;
     let mut shape = view
         .shape
@@ -228,21 +227,6 @@ fn entry<'a>(view: &'a TensorView, path: &Path) -> Result<Entry<'a>> {
         last.ok_or_else(|| refused(format!("{} needs a last dimension to unpack", dtype.name())))?;
     }
     Ok(Entry { name: &view.name, dtype, shape })
-}
-
-pub(crate) fn extent(view: &TensorView) -> View<'_> {
-    View {
-        name: &view.name,
-        device: view.device,
-        begin: view.begin,
-        end: view.end,
-        layout: Layout {
-            scalar_type: view.scalar_type,
-            flips: view.flips,
-            shape: &view.shape,
-            strides: &view.strides,
-        },
-    }
 }
 
 fn shared(views: &[View<'_>], group: &[usize]) -> String {
@@ -285,8 +269,8 @@ impl<'a> Progress<'a> {
 
 /// Writes any segment of the file: what is large from where it lies, the rest through a buffer.
 struct Writer<'a> {
-    tensors: &'a StateDict,
-    views: &'a [TensorView],
+    tensors: &'a dyn StateDict,
+    views: &'a [Tensor],
     items: &'a [Item],
     sink: &'a Sink,
     path: &'a Path,
@@ -336,22 +320,14 @@ impl Writer<'_> {
 
     /// The bytes of a tensor that lie in host memory as the file is to have them.
     fn direct(&self, index: usize) -> Result<Option<&[u8]>> {
-        let data = self.tensors.data(index).map_err(|error| self.failed(index, error))?;
-        if data.is_null() {
-            return Ok(None);
-        }
-        #[allow(unsafe_code)]
-        // SAFETY: `data` vouches for a contiguous tensor of this many bytes, which the
-        // StateDict keeps alive. That nobody writes to a tensor while it is being saved is the
-        // caller's part, as it is for torch.save.
-        Ok(Some(unsafe { std::slice::from_raw_parts(data, self.views[index].byte_len as usize) }))
+        self.tensors.bytes(index).map_err(|error| self.failed(index, error))
     }
 
     fn gather(&self, index: usize, begin: u64, bytes: &mut [u8]) -> Result<()> {
         self.tensors.gather(index, begin, bytes).map_err(|error| self.failed(index, error))
     }
 
-    fn failed(&self, index: usize, error: cxx::Exception) -> Error {
-        Error::internal("save", self.path, error.into()).with_tensor(&self.views[index].name)
+    fn failed(&self, index: usize, error: anyhow::Error) -> Error {
+        Error::internal("save", self.path, error).with_tensor(&self.views[index].name)
     }
 }

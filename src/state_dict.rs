@@ -103,6 +103,6 @@ impl SaveOptions {
             // `push` copies the reference.
             unsafe { state_dict.pin_mut().push(name.as_ref(), pointer) };
         }
-        self.write(&state_dict, file.as_ref(), None)
+        self.write(&*state_dict, file.as_ref(), None)
     }
 }

@@ -12,6 +12,7 @@ pub mod encode;
 pub mod json;
 pub mod pickle;
 pub mod pytorch;
+mod rebuild;
 pub mod safetensors;
 pub mod structure;
 pub mod zip;
