@@ -48,7 +48,7 @@ Loaded load_file(const std::string& file, const at::Device& device, std::int64_t
 // The tensors of a load on their device; they take its region.
 std::vector<at::Tensor> tensors_on(const at::Device& device, Loaded& loaded) {
   if (device.is_meta()) {
-    return make_meta_tensors(loaded.tensors);
+    return make_meta_tensors(loaded.tensors, loaded.storages);
   }
   std::vector<at::Tensor> tensors =
       std::move(*make_tensors(loaded.tensors, loaded.storages, std::move(loaded.region)));

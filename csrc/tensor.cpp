@@ -1,7 +1,5 @@
 #include "veturboio/csrc/tensor.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
@@ -59,21 +57,23 @@ at::IntArrayRef ints(const rust::Vec<std::int64_t>& numbers) {
 // Views of one storage would share a version counter, which breaks autograd once one of them
 // is written to, and would each be saved by torch.save with the bytes of all. So every tensor
 // has its own storage, of its own size, unless the file says that they share one.
-c10::Storage make_storage(const StorageSpec& spec, const c10::intrusive_ptr<Owner>& owner) {
-  c10::DataPtr data(nullptr, c10::Device(c10::kCPU));
-  if (spec.byte_len > 0) {
-    std::uint8_t* bytes = address(owner->region(), spec);
-    auto reference = owner;
-    data = c10::DataPtr(bytes, reference.release(), &release, c10::Device(c10::kCPU));
-  }
+c10::Storage make_storage(const StorageSpec& spec, c10::DataPtr data) {
   return c10::Storage(c10::Storage::use_byte_size_t(), static_cast<std::int64_t>(spec.byte_len),
                       std::move(data), /*allocator=*/nullptr, /*resizable=*/false);
 }
 
-at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage) {
+c10::DataPtr bytes_of(const StorageSpec& spec, const c10::intrusive_ptr<Owner>& owner) {
+  if (spec.byte_len == 0) {
+    return c10::DataPtr(nullptr, c10::Device(c10::kCPU));
+  }
+  std::uint8_t* bytes = address(owner->region(), spec);
+  auto reference = owner;
+  return c10::DataPtr(bytes, reference.release(), &release, c10::Device(c10::kCPU));
+}
+
+at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage, c10::DispatchKey key) {
   at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
-      c10::scalarTypeToTypeMeta(scalar_type(spec)));
+      std::move(storage), c10::DispatchKeySet(key), c10::scalarTypeToTypeMeta(scalar_type(spec)));
   c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
   if (spec.strides.empty()) {
     impl->set_sizes_contiguous(ints(spec.shape));
@@ -87,38 +87,38 @@ at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage) {
   return tensor;
 }
 
+std::vector<at::Tensor> make_all(const rust::Vec<TensorSpec>& specs,
+                                 const std::vector<c10::Storage>& storages, c10::DispatchKey key) {
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(specs.size());
+  for (const TensorSpec& spec : specs) {
+    tensors.push_back(make_tensor(spec, storages.at(spec.storage), key));
+  }
+  return tensors;
+}
+
 }  // namespace
 
 std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec>& specs,
                                                       const rust::Vec<StorageSpec>& storages,
                                                       rust::Box<Region> region) {
-  auto owner = c10::make_intrusive<Owner>(std::move(region));
+  const auto owner = c10::make_intrusive<Owner>(std::move(region));
   std::vector<c10::Storage> made;
   made.reserve(storages.size());
   for (const StorageSpec& spec : storages) {
-    made.push_back(make_storage(spec, owner));
+    made.push_back(make_storage(spec, bytes_of(spec, owner)));
   }
-  auto tensors = std::make_unique<std::vector<at::Tensor>>();
-  tensors->reserve(specs.size());
-  for (const TensorSpec& spec : specs) {
-    tensors->push_back(make_tensor(spec, made.at(spec.storage)));
-  }
-  return tensors;
+  return std::make_unique<std::vector<at::Tensor>>(make_all(specs, made, c10::DispatchKey::CPU));
 }
 
-std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs) {
-  std::vector<at::Tensor> tensors;
-  tensors.reserve(specs.size());
-  for (const TensorSpec& spec : specs) {
-    const auto options = at::TensorOptions(scalar_type(spec)).device(c10::kMeta);
-    tensors.push_back(spec.strides.empty()
-                          ? at::empty(ints(spec.shape), options)
-                          : at::empty_strided(ints(spec.shape), ints(spec.strides), options));
-    if (spec.requires_grad) {
-      tensors.back().set_requires_grad(true);
-    }
+std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs,
+                                          const rust::Vec<StorageSpec>& storages) {
+  std::vector<c10::Storage> made;
+  made.reserve(storages.size());
+  for (const StorageSpec& spec : storages) {
+    made.push_back(make_storage(spec, c10::DataPtr(nullptr, c10::Device(c10::kMeta))));
   }
-  return tensors;
+  return make_all(specs, made, c10::DispatchKey::Meta);
 }
 
 rust::String scalar_type_name(std::int8_t scalar_type) {

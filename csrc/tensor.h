@@ -21,7 +21,8 @@ std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec
                                                       rust::Box<Region> region);
 
 // Tensors on the meta device: shapes and dtypes, no bytes.
-std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs);
+std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs,
+                                          const rust::Vec<StorageSpec>& storages);
 
 // torch's name of a c10::ScalarType, such as ComplexDouble.
 rust::String scalar_type_name(std::int8_t scalar_type);

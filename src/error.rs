@@ -4,9 +4,8 @@
 //! directory`), and names the tensor where there is one. The text is the same in Rust, C++,
 //! TorchScript and Python, because TorchScript keeps nothing of an error but its text.
 
-use crate::format::Malformed;
+use crate::format::{cut, shown, Malformed};
 use std::{
-    borrow::Cow,
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -49,9 +48,6 @@ pub struct Error {
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// The longest name shown in a message, in characters: a header may hold one of 100 MB.
-const MAX_SHOWN_NAME: usize = 200;
 
 /// The longest reason given for a malformed file, in characters: it may quote the file.
 const MAX_REASON: usize = 1000;
@@ -157,18 +153,6 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.source()
-    }
-}
-
-/// A name in quotes, its control characters escaped and its length bounded.
-pub(crate) fn shown(name: &str) -> String {
-    format!("{:?}", cut(name, MAX_SHOWN_NAME))
-}
-
-fn cut(text: &str, most: usize) -> Cow<'_, str> {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
-        None => text.into(),
     }
 }
 

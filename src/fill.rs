@@ -2,7 +2,8 @@
 //! anything is written, then read straight into the tensors' memory.
 
 use crate::{
-    error::{shown, Error, Result},
+    error::{Error, Result},
+    format::shown,
     load::{describe, Described},
     memory::{self, Way},
     plan::{self, Place, Plan},

@@ -118,9 +118,16 @@ impl Plan {
     #[must_use]
     pub fn of_archive(archive: &Archive) -> Self {
         let mut plan = Self::default();
-        for (storage, bytes) in archive.checkpoint.storages.iter().zip(&archive.storages) {
-            let swapped = if archive.swapped { storage.dtype.swapped_size() } else { 1 };
-            plan.place(bytes.clone(), storage.dtype.item_size(), swapped);
+        let mut aligns: Vec<u64> =
+            archive.checkpoint.storages.iter().map(|storage| storage.dtype.item_size()).collect();
+        for tensor in &archive.checkpoint.tensors {
+            // The dtypes without a typed storage lie in storages of bytes.
+            aligns[tensor.storage] = aligns[tensor.storage].max(tensor.dtype.item_size());
+        }
+        for (index, bytes) in archive.storages.iter().enumerate() {
+            let dtype = archive.checkpoint.storages[index].dtype;
+            let swapped = if archive.swapped { dtype.swapped_size() } else { 1 };
+            plan.place(bytes.clone(), aligns[index], swapped);
         }
         // Storages have the order in which the pickle names them, which need not be the file's.
         plan.ranges.sort_by_key(|range| range.start);

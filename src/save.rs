@@ -1,11 +1,12 @@
 //! The story of a save: look at the tensors, lay the file out, write beside it, put in place.
 
 use crate::{
-    error::{shown, Error, Result},
+    error::{Error, Result},
     format::{
         alias::{self, Alias},
         dtype::Dtype,
         encode::{encode, Entry},
+        shown,
     },
     load::DEFAULT_NUM_THREAD,
     plan,

@@ -7,7 +7,9 @@
 
 from veturboio._library import __version__, cmake_prefix_path
 from veturboio.errors import FormatError
-from veturboio.io import load, metadata, save_file, save_model
+from veturboio.io import load, metadata, save_file
+from veturboio.model import load_model, save_model
+from veturboio.pt import save_pt
 from veturboio.shmem import load_to_shmem
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "__version__",
     "cmake_prefix_path",
     "load",
+    "load_model",
     "load_to_shmem",
     "metadata",
     "save_file",
     "save_model",
+    "save_pt",
 ]

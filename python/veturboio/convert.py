@@ -1,73 +1,93 @@
-"""Converts a PyTorch checkpoint to safetensors: ``python -m veturboio.convert -i model.pt``.
+"""Converts PyTorch checkpoints to safetensors: ``python -m veturboio.convert -i model.pt``.
 
-The checkpoint is read without executing its pickle (``torch.load(weights_only=True)``), mapped
-rather than read where its format allows, and written by the core. A checkpoint that holds
-anything but tensors is refused: what a safetensors file cannot keep is not dropped silently.
+A checkpoint is read without running its pickle and mapped rather than read where its format
+allows, so that a conversion needs little memory of its own. What a safetensors file cannot keep
+is never dropped silently: it is refused, or said to be left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
+import io
+import os
 import sys
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from veturboio import _ops
+from veturboio._state_dict import Choice, ChoiceError, choose, listed
+from veturboio.errors import FormatError
+from veturboio.io import load, metadata
 from veturboio.progress import Bar
 
-#: Keys that a refusal lists, at most.
-_MAX_LISTED = 5
+#: The files of a directory that are converted.
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+#: An integer type of each size: its comparison is one of bits.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ConvertError(Exception):
     """A checkpoint cannot be converted; the text says why."""
 
 
-def read_checkpoint(source: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a PyTorch checkpoint.
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for; :func:`_arguments` says what each means."""
 
-    Returns:
-        The tensors by name; those of a zip checkpoint are mapped, not read.
+    key: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    enable_to_valid_state_dict: bool = False
+    validate_result: bool = False
+    use_direct_io: bool = False
+
+
+def read_checkpoint(source: Path, options: Options) -> Choice:
+    """Read the state_dict of a PyTorch checkpoint, on the device meta for a dry run.
 
     Raises:
-        ConvertError: the file is no checkpoint, or holds anything but named tensors.
-        OSError: the system refuses the file.
+        ConvertError: the file is no PyTorch file, or what is asked for is not in it, or it holds
+            more than can be kept.
+        FormatError, OSError: as :func:`veturboio.load` says.
     """
-    checkpoint = _torch_load(source)
-    if not isinstance(checkpoint, Mapping):
-        raise ConvertError(f"holds no dict of tensors but a value of type {_type(checkpoint)}")
-    others = [
-        f"{key!r} ({_type(value)})"
-        for key, value in checkpoint.items()
-        if not (isinstance(key, str) and isinstance(value, torch.Tensor))
-    ]
-    if others:
-        more = f" and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
-        listed = ", ".join(others[:_MAX_LISTED])
-        raise ConvertError(f"holds what is no tensor by name: {listed}{more}")
-    return {name: tensor.detach() for name, tensor in checkpoint.items()}
-
-
-def _torch_load(source: Path) -> Any:
-    # Only the zip format of torch 1.6 and later can be mapped.
-    mapped = zipfile.is_zipfile(source)
+    if _is_safetensors(source):
+        raise ConvertError("is a safetensors file already")
+    device = "meta" if options.dry_run else "cpu"
+    checkpoint = load(source, map_location=device, use_direct_io=options.use_direct_io)
     try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
-        raise ConvertError(f"torch.load refuses it: {reason or type(error).__name__}") from error
+        choice = choose(checkpoint, options.key)
+    except ChoiceError as error:
+        raise ConvertError(str(error)) from None
+    if choice.others and not options.enable_to_valid_state_dict:
+        raise ConvertError(
+            f"holds what is no tensor by name: {listed(choice.others)}; "
+            "--enable-to-valid-state-dict leaves it out"
+        )
+    return choice
 
 
-def _type(value: object) -> str:
-    return type(value).__qualname__
+def _is_safetensors(source: Path) -> bool:
+    try:
+        metadata(source)
+    except FormatError:
+        return False
+    return True
+
+
+def _is_torchscript(source: Path) -> bool:
+    if not zipfile.is_zipfile(source):
+        return False
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def write(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
@@ -91,14 +111,14 @@ def validate(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
     Raises:
         ConvertError: they differ; the text names the tensors.
     """
-    written = _ops.load(str(target), torch.device("cpu"), num_thread=32)
+    written = load(target)
     differing = sorted(
         name
         for name in tensors.keys() | written.keys()
         if not _identical(tensors.get(name), written.get(name))
     )
     if differing:
-        raise ConvertError(f"{target} differs from it in {differing[:_MAX_LISTED]}")
+        raise ConvertError(f"{target} differs from it in {listed([*map(repr, differing)])}")
 
 
 def _identical(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -106,77 +126,164 @@ def _identical(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
         return False
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    return torch.equal(_bytes(one), _bytes(other))
+    return torch.equal(_bits(one), _bits(other))
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as integers, without a copy unless it is conjugated or negated."""
+    return tensor.resolve_conj().resolve_neg().view(_INTEGERS[tensor.element_size()])
 
 
-def convert(
-    source: Path,
-    target: Path,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    validate_result: bool = False,
-) -> str:
+def convert(source: Path, target: Path, options: Options) -> Iterator[str]:
     """Convert one checkpoint.
 
-    Returns:
-        A sentence that says what was done, or would be.
+    Yields:
+        Sentences that say what is left out, and what was done or would be.
 
     Raises:
         ConvertError: the checkpoint cannot be converted, or the target is there already.
-        OSError, ValueError: as ``save_file`` says.
+        OSError, ValueError, RuntimeError: as ``load`` and ``save_file`` say.
     """
     if source.exists() and target.exists() and target.samefile(source):
         raise ConvertError("input and output are the same file")
-    if target.exists() and not overwrite:
+    if target.exists() and not options.overwrite:
         raise ConvertError(f"{target} exists already, --overwrite replaces it")
-    tensors = read_checkpoint(source)
+    choice = read_checkpoint(source, options)
+    if choice.name:
+        yield f"converting {choice.name!r} of {source}"
+    left_out = choice.others + choice.beside
+    if _is_torchscript(source):
+        left_out.append("the code and the attributes of its TorchScript module")
+    if left_out:
+        yield f"leaving out of {source}: {', '.join(left_out)}"
+    tensors = {name: tensor.detach() for name, tensor in choice.tensors.items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     what = f"{len(tensors)} tensors, {size} bytes"
-    if dry_run:
-        return f"would convert {source} to {target}: {what}"
+    if options.dry_run:
+        yield f"would convert {source} to {target}: {what}"
+        return
     write(tensors, target)
-    if validate_result:
+    if options.validate_result:
         validate(tensors, target)
         what += ", compared bit for bit"
-    return f"converted {source} to {target}: {what}"
+    yield f"converted {source} to {target}: {what}"
+
+
+def sources_in(inputs: list[Path]) -> list[Path]:
+    """The files to convert: each input once, and for a directory the checkpoints in it.
+
+    Raises:
+        ConvertError: a directory has none.
+        OSError: a directory cannot be read.
+    """
+    sources: dict[str, Path] = {}
+    for path in inputs:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            if not inside:
+                raise ConvertError(f"{path} holds no file named {', '.join(SUFFIXES)}")
+        for source in inside:
+            sources.setdefault(os.path.abspath(source), source)  # noqa: PTH100 - links stay
+    return list(sources.values())
+
+
+def output_directory(inputs: list[Path], output: str | None) -> Path | None:
+    """The directory that the results go to, if ``output`` names one and no file.
+
+    Raises:
+        ConvertError: it is a file and should be a directory.
+    """
+    if output is None:
+        return None
+    several = len(inputs) > 1 or any(path.is_dir() for path in inputs)
+    if not several and not output.endswith("/"):
+        return None
+    directory = Path(output)
+    if directory.exists() and not directory.is_dir():
+        raise ConvertError(f"{directory} is no directory, which the output has to be")
+    return directory
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m veturboio.convert", description="Convert a PyTorch file to safetensors."
+        prog="python -m veturboio.convert", description="Convert PyTorch files to safetensors."
     )
-    parser.add_argument("-i", "--input", type=Path, required=True, help="the PyTorch file")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="the safetensors file; beside the input by default"
+    add = parser.add_argument
+    suffixes = ", ".join(SUFFIXES)
+    add(
+        *("-i", "--input"),
+        type=_path,
+        nargs="+",
+        action="extend",
+        required=True,
+        help=f"PyTorch files, or directories whose files named {suffixes} are taken",
     )
-    parser.add_argument(
-        "-d", "--dry-run", action="store_true", help="say what would be done, and write nothing"
+    add(
+        *("-o", "--output"),
+        help="the safetensors file, or for several inputs the directory of their results; "
+        "beside the input by default",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output if it is there already"
+    add("-d", "--dry-run", action="store_true", help="say what would be done, and write nothing")
+    add("--overwrite", action="store_true", help="replace an output that is there already")
+    add("--key", help="the keys that lead to the state_dict, joined by dots; found by default")
+    add(
+        "--enable-to-valid-state-dict",
+        action="store_true",
+        help="leave out what is no tensor, and say so, instead of refusing it",
     )
-    parser.add_argument(
-        "--validate-result", action="store_true", help="load the output and compare every bit"
+    add("--validate-result", action="store_true", help="load the output and compare every bit")
+    add(
+        "--use-direct-io",
+        action="store_true",
+        help="read past the page cache, into memory as large as the input",
     )
     return parser.parse_args(arguments)
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name names no file")
+    return Path(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 1 is returned, with the reason on standard error, where it fails."""
-    asked = _arguments(arguments)
-    target = asked.output or asked.input.with_suffix(".safetensors")
+    """Run the command.
+
+    Returns:
+        0, or 1 if a file could not be converted; the reason is on standard error, and the
+        other files are converted.
+    """
+    asked = vars(_arguments(arguments))
+    inputs, output = asked.pop("input"), asked.pop("output")
+    options = Options(**asked)
     try:
-        done = convert(asked.input, target, asked.overwrite, asked.dry_run, asked.validate_result)
-    except (ConvertError, OSError, ValueError, RuntimeError) as error:
-        print(f"convert {asked.input}: {error}", file=sys.stderr)
+        sources = sources_in(inputs)
+        directory = output_directory(inputs, output)
+        if directory is not None and not options.dry_run:
+            directory.mkdir(exist_ok=True)
+    except (ConvertError, OSError) as error:
+        print(f"convert {', '.join(map(str, inputs))}: {error}", file=sys.stderr)
         return 1
-    print(done)
-    return 0
+    taken: dict[Path, Path] = {}
+    failed = 0
+    for source in sources:
+        target = source.with_suffix(".safetensors")
+        if output is not None:
+            target = Path(output) if directory is None else directory / target.name
+        try:
+            other = taken.setdefault(target.parent.resolve() / target.name, source)
+            if other is not source:
+                raise ConvertError(f"{target} is the output of {other}")
+            for sentence in convert(source, target, options):
+                print(sentence, flush=True)
+        except (ConvertError, OSError, RuntimeError, TypeError, ValueError) as error:
+            print(f"convert {source}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not text
     sys.exit(main())

@@ -1,9 +1,8 @@
-"""``load``, ``save_file`` and ``save_model``: the interface of the published library."""
+"""``load`` and ``save_file``: the interface of the published library."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
@@ -96,8 +95,10 @@ def _load_by_torch(
     try:
         loaded = torch.load(path, map_location=device, weights_only=True)
         return cast("dict[str, torch.Tensor]", loaded)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError):
-        pass  # torch's words advise to load without weights_only
+    except OSError:
+        raise
+    except Exception:  # whatever it stumbles over; its words advise to load without weights_only
+        pass
     raise FormatError(f"{text}; torch.load refuses it too", path, None, reason)
 
 
@@ -152,20 +153,6 @@ def save_file(
         force_save_shared_tensor=force_save_shared_tensor,
         force_clone_shared_tensor=force_clone_shared_tensor,
     )
-
-
-def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None = False) -> None:
-    """Save a module's state_dict as a safetensors file; tied weights are stored once.
-
-    Args:
-        model: the module.
-        file: path of the file.
-        use_cipher: as in :func:`save_file`.
-
-    Raises:
-        ValueError, OSError, NotImplementedError: as :func:`save_file` says.
-    """
-    save_file(model.state_dict(), file, force_save_shared_tensor=True, use_cipher=use_cipher)
 
 
 def metadata(file: FilePath) -> dict[str, str]:

@@ -3,12 +3,13 @@
 //! Since torch 1.6 a checkpoint is a zip archive: `NAME/data.pkl` is the pickle, `NAME/data/KEY` the
 //! bytes of a storage, `NAME/byteorder` says `little` or `big`. A TorchScript archive is laid out
 //! the same. Before that it was five pickles one after the other (a magic number, the version of
-//! the protocol, facts of the writing machine, the checkpoint, the keys of its storages), then for
+//! the protocol, facts of the writing machine (which do not matter), the checkpoint, the keys of its storages), then for
 //! each key its count of elements and their bytes. Source: `torch/serialization.py` of torch 2.13.
 
 use super::{
     pickle::{self, Pickle, Value},
     pytorch::{Checkpoint, Refusal, Storage},
+    rebuild, shown,
     zip::{self, Entry},
     Malformed, Unreadable,
 };
@@ -21,8 +22,11 @@ const MAX_PICKLE: u64 = 256 << 20;
 /// How much of a file of the old format is read at first; its pickles end where they end.
 const FIRST_READ: u64 = 1 << 20;
 
-/// What opens a file of the old format: protocol 2, and the magic number as a long.
-const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+/// The number that opens a file of the old format, as a pickle of any protocol has it.
+const LEGACY_MAGIC: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
+
+/// Bytes within which it stands: behind the protocol, and a frame from protocol 4 on.
+const LEGACY_PREFIX: u64 = 32;
 
 /// The version of the protocol that every file of the old format has.
 const LEGACY_VERSION: i64 = 1001;
@@ -45,7 +49,16 @@ pub struct Archive {
 pub fn is_pytorch(prefix: &[u8]) -> bool {
     let header = prefix.get(8..).unwrap_or_default();
     let first = header.iter().find(|byte| !byte.is_ascii_whitespace());
-    first != Some(&b'{') && (zip::is_zip(prefix) || prefix.starts_with(LEGACY_MAGIC))
+    first != Some(&b'{') && (zip::is_zip(prefix) || is_legacy(prefix))
+}
+
+fn is_legacy(prefix: &[u8]) -> bool {
+    match prefix {
+        [0x80, 2 | 3, rest @ ..] | [0x80, 4 | 5, 0x95, _, _, _, _, _, _, _, _, rest @ ..] => {
+            rest.starts_with(LEGACY_MAGIC)
+        }
+        _ => false,
+    }
 }
 
 impl Archive {
@@ -57,8 +70,7 @@ impl Archive {
         len: u64,
         read: impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
     ) -> Result<Self, Unreadable<E>> {
-        let magic = read(0..len.min(LEGACY_MAGIC.len() as u64)).map_err(Unreadable::Source)?;
-        if magic == LEGACY_MAGIC {
+        if is_legacy(&read(0..len.min(LEGACY_PREFIX)).map_err(Unreadable::Source)?) {
             Self::read_legacy(len, read)
         } else {
             Self::read_zip(len, read)
@@ -78,7 +90,7 @@ impl Archive {
                 }
             }
             if let Some(twin) = entries.insert(entry.name.clone(), entry) {
-                let reason = format!("zip entry {:?} stands twice", twin.name);
+                let reason = format!("zip entry {} stands twice", shown(&twin.name));
                 return Err(Malformed::new(reason).into());
             }
         }
@@ -93,21 +105,40 @@ impl Archive {
             Some(_) => return Err(Malformed::new("byte order is neither little nor big").into()),
         };
         let bytes = whole("data.pkl")?.unwrap_or_default();
-        let checkpoint = Checkpoint::new(&pickle::read(&bytes)?)?;
-        let mut storages = Vec::with_capacity(checkpoint.storages.len());
-        for storage in &checkpoint.storages {
-            let key = &storage.key;
+        let pickle = pickle::read(&bytes)?;
+        let mut found = HashMap::new();
+        for Storage { key, byte_len, .. } in rebuild::storages(&pickle)? {
             let entry = entries.get(&format!("{root}/data/{key}")).ok_or_else(|| {
-                Malformed::new(format!("storage {key:?} is not among the entries"))
+                Malformed::new(format!("storage {} is not among the entries", shown(&key)))
             })?;
             let data = entry.stored()?;
-            let (found, wanted) = (data.end - data.start, storage.byte_len);
-            if found != wanted {
-                let reason = format!("storage {key:?} has {found} bytes, not {wanted}");
+            if data.end - data.start != byte_len {
+                let (key, has) = (shown(&key), data.end - data.start);
+                let reason = format!("storage {key} has {has} bytes, not {byte_len}");
                 return Err(Malformed::new(reason).into());
             }
-            storages.push(data);
+            found.insert(key, data);
         }
+        for entry in entries.values().filter(|entry| entry.name.contains("/data/")) {
+            entry.stored()?;
+        }
+        Ok(Self::of(&pickle, &found, swapped)?)
+    }
+
+    /// Gives a pickle its meaning, once all the storages it names are known to be there.
+    fn of(
+        pickle: &Pickle,
+        found: &HashMap<String, Range<u64>>,
+        swapped: bool,
+    ) -> Result<Self, Refusal> {
+        let checkpoint = Checkpoint::new(pickle)?;
+        let missing =
+            |key: &str| Malformed::new(format!("storage {} is not in the file", shown(key)));
+        let storages = checkpoint
+            .storages
+            .iter()
+            .map(|storage| found.get(&storage.key).cloned().ok_or_else(|| missing(&storage.key)))
+            .collect::<Result<_, _>>()?;
         Ok(Self { checkpoint, storages, swapped })
     }
 
@@ -126,42 +157,51 @@ impl Archive {
                 Err(_) => ahead = most.min(ahead * 4),
             }
         };
-        let [_, version, facts, checkpoint, keys] = &pickles;
+        let [magic, version, facts, checkpoint, keys] = &pickles;
+        for pickle in [magic, version, facts, keys] {
+            if let Err(Refusal::Unknown(name)) = rebuild::refuse_unknown_names(&pickle.values) {
+                let reason = format!("{} stands where only numbers and names do", shown(&name));
+                return Err(Malformed::new(reason).into());
+            }
+        }
         if version.values[version.root] != Value::Int(LEGACY_VERSION) {
             return Err(Malformed::new("version of the old format is unknown").into());
         }
-        let checkpoint = Checkpoint::new(checkpoint)?;
-        let described: HashMap<&str, &Storage> =
-            checkpoint.storages.iter().map(|storage| (storage.key.as_str(), storage)).collect();
-        let mut found: HashMap<&str, Range<u64>> = HashMap::new();
+        check_facts(facts)?;
+        let described: HashMap<String, Storage> = rebuild::storages(checkpoint)?
+            .into_iter()
+            .map(|storage| (storage.key.clone(), storage))
+            .collect();
+        let mut found = HashMap::new();
         let mut at = end;
         for key in strings(keys)? {
-            let Storage { dtype, byte_len, .. } = described.get(key).ok_or_else(|| {
-                Malformed::new(format!("storage {key:?} is stored but never described"))
-            })?;
+            let Some(Storage { dtype, byte_len, .. }) = described.get(key) else {
+                // Of an unknown class, perhaps: then that is what to say.
+                Checkpoint::new(checkpoint)?;
+                let reason = format!("storage {} is stored but never described", shown(key));
+                return Err(Malformed::new(reason).into());
+            };
             // Eight bytes of count stand before each storage.
             let start = at.checked_add(8);
             let stop = start.and_then(|start| start.checked_add(*byte_len));
             let (Some(start), Some(stop)) = (start, stop.filter(|&stop| stop <= len)) else {
-                return Err(Malformed::new(format!("storage {key:?} is cut short")).into());
+                return Err(Malformed::new(format!("storage {} is cut short", shown(key))).into());
             };
             let count = read(at..start).map_err(Unreadable::Source)?;
-            if u64::from_le_bytes(count.try_into().unwrap_or_default())
-                != byte_len / dtype.item_size()
-            {
-                let reason = format!("storage {key:?} is stored in another length than described");
+            let count = u64::from_le_bytes(count.try_into().unwrap_or_default());
+            if count != byte_len / dtype.item_size() {
+                let key = shown(key);
+                let reason = format!("storage {key} is stored in another length than described");
                 return Err(Malformed::new(reason).into());
             }
-            found.insert(key, start..stop);
+            found.insert(key.to_owned(), start..stop);
             at = stop;
         }
-        let storages = checkpoint.storages.iter().map(|storage| {
-            found.get(storage.key.as_str()).cloned().ok_or_else(|| {
-                Malformed::new(format!("storage {:?} is described but not stored", storage.key))
-            })
-        });
-        let storages = storages.collect::<Result<_, Malformed>>()?;
-        Ok(Self { checkpoint, storages, swapped: is_big_endian(facts)? })
+        if let Some(key) = described.keys().find(|&key| !found.contains_key(key)) {
+            let reason = format!("storage {} is described but not stored", shown(key));
+            return Err(Malformed::new(reason).into());
+        }
+        Ok(Self::of(checkpoint, &found, false)?)
     }
 }
 
@@ -200,19 +240,20 @@ fn strings(list: &Pickle) -> Result<Vec<&str>, Malformed> {
     items.iter().map(text).collect()
 }
 
-/// What the old format says of the machine that wrote it.
-fn is_big_endian(facts: &Pickle) -> Result<bool, Malformed> {
-    let Value::Dict(items) = &facts.values[facts.root] else {
-        return Err(Malformed::new("the facts of the writing machine are no dict"));
+/// Whether the facts of the writing machine are some. They do not matter: whatever machine it
+/// was, the old format has its storages in little-endian order.
+fn check_facts(facts: &Pickle) -> Result<(), Malformed> {
+    let told = match &facts.values[facts.root] {
+        Value::Dict(items) => items.iter().any(|&(key, value)| {
+            matches!(&facts.values[key], Value::Str(name) if name == "little_endian")
+                && matches!(facts.values[value], Value::Bool(_))
+        }),
+        _ => false,
     };
-    let order = items.iter().find_map(|&(key, value)| match &facts.values[key] {
-        Value::Str(name) if name == "little_endian" => Some(&facts.values[value]),
-        _ => None,
-    });
-    match order {
-        Some(Value::Bool(little)) => Ok(!little),
-        _ => Err(Malformed::new("byte order of the writing machine is not told")),
+    if told {
+        return Ok(());
     }
+    Err(Malformed::new("byte order of the writing machine is not told"))
 }
 
 impl<E> From<Refusal> for Unreadable<E> {

@@ -17,7 +17,22 @@ pub mod safetensors;
 pub mod structure;
 pub mod zip;
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
+
+/// The longest name shown in a message, in characters: a header may hold one of 100 MB.
+const MAX_SHOWN_NAME: usize = 200;
+
+/// A name in quotes, its control characters escaped and its length bounded.
+pub(crate) fn shown(name: &str) -> String {
+    format!("{:?}", cut(name, MAX_SHOWN_NAME))
+}
+
+pub(crate) fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
+        None => text.into(),
+    }
+}
 
 /// Why a file is refused: the reason, and the tensor it concerns where it concerns one.
 ///

@@ -60,9 +60,10 @@ pub struct Pickle {
     pub len: usize,
 }
 
-/// Values one pickle may build: twelve for each of over a million tensors. A byte of pickle can
-/// make a value of tens of bytes, so the length of the pickle alone is no bound on memory.
-const MAX_VALUES: usize = 16 << 20;
+/// Values one pickle may build: a dozen for each of over half a million tensors. A byte of pickle
+/// can make a value of tens of bytes, so the length of the pickle alone is no bound on memory;
+/// with this one, what a pickle can make of itself is about 400 MB.
+const MAX_VALUES: usize = 8 << 20;
 
 /// Bytes of the largest integer; nothing in a checkpoint counts further.
 const MAX_INT: usize = 1024;
@@ -94,7 +95,9 @@ struct Machine<'a> {
     stack: Vec<Id>,
     /// Heights of the stack where the program set a mark.
     marks: Vec<usize>,
-    memo: HashMap<u64, Id>,
+    /// What is remembered under 0, 1, 2, …, as every writer counts, and under other numbers.
+    memo: Vec<Id>,
+    sparse: HashMap<u64, Id>,
 }
 
 /// The values that every arena begins with, so that a byte that pushes one costs no value.
@@ -107,7 +110,15 @@ impl<'a> Machine<'a> {
     fn new(bytes: &'a [u8]) -> Self {
         let values =
             vec![Value::None, Value::Bool(false), Value::Bool(true), Value::Tuple(Vec::new())];
-        Self { bytes, at: 0, values, stack: vec![], marks: vec![], memo: HashMap::new() }
+        Self {
+            bytes,
+            at: 0,
+            values,
+            stack: vec![],
+            marks: vec![],
+            memo: vec![],
+            sparse: HashMap::new(),
+        }
     }
 
     /// Does one instruction; returns the result if it was the last.
@@ -258,16 +269,22 @@ impl<'a> Machine<'a> {
     fn remember(&mut self, instruction: u8) -> Step<()> {
         let key = match instruction {
             b'h' | b'q' => self.u8()?.into(),
-            0x94 => self.memo.len() as u64,
+            0x94 => (self.memo.len() + self.sparse.len()) as u64,
             _ => u32::from_le_bytes(self.array()?).into(),
         };
         if matches!(instruction, b'h' | b'j') {
-            let id = self.memo.get(&key).copied();
+            let dense = self.memo.get(key as usize);
+            let id = dense.or_else(|| self.sparse.get(&key)).copied();
             return self.push_id(id.ok_or_else(|| format!("nothing is remembered as {key}"))?);
         }
         let top = self.top()?;
-        self.memo.insert(key, top);
-        if self.memo.len() > MAX_VALUES {
+        let next = self.memo.len();
+        match self.memo.get_mut(key as usize) {
+            Some(remembered) => *remembered = top,
+            None if key == next as u64 => self.memo.push(top),
+            None => drop(self.sparse.insert(key, top)),
+        }
+        if self.memo.len() + self.sparse.len() > MAX_VALUES {
             return Err(format!("it remembers over {MAX_VALUES} values"));
         }
         Ok(())

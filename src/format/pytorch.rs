@@ -63,8 +63,12 @@ pub enum Node {
     Device(String, Option<i64>),
     /// Which of [`Checkpoint::tensors`].
     Tensor(usize),
-    /// A parameter over a tensor's node.
-    Parameter(Id, bool),
+    /// A parameter over a tensor's node, and the tensor that it is, gradient and all.
+    Parameter {
+        data: Id,
+        requires_grad: bool,
+        tensor: usize,
+    },
     /// A module of a TorchScript archive: the dict of its attributes.
     Module(Id),
     /// The same object as another node.
@@ -145,7 +149,7 @@ impl Node {
                     visit(*attributes);
                 }
             }
-            Self::Parameter(id, _) | Self::Module(id) | Self::Same(id) => visit(*id),
+            Self::Parameter { data: id, .. } | Self::Module(id) | Self::Same(id) => visit(*id),
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use super::{
     dtype::{TorchDtype, BYTE},
     pickle::{Call, Id, Pickle, Value},
     pytorch::{Checkpoint, Node, Refusal, Storage, Tensor},
-    Malformed,
+    shown, Malformed,
 };
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ fn unknown<T>(name: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// The names that a checkpoint may import, besides storages, dtypes and TorchScript's classes.
-const KNOWN: [(&str, &str); 22] = [
+const KNOWN: [(&str, &str); 24] = [
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_tensor_v3"),
@@ -44,7 +44,12 @@ const KNOWN: [(&str, &str); 22] = [
     ("torch.jit._pickle", "build_tensorlist"),
     ("torch.jit._pickle", "restore_type_tag"),
     ("torch", "UntypedStorage"),
+    ("__builtin__", "bytes"),
+    ("builtins", "bytes"),
 ];
+
+/// Bytes of the longest name that is looked up: torch, if it is asked, takes quadratic time.
+const MAX_NAME: usize = 512;
 
 /// Classes that TorchScript compiled: their instances are their attributes.
 const SCRIPTED: &str = "__torch__";
@@ -60,11 +65,36 @@ fn is_scripted(module: &str) -> bool {
     module == SCRIPTED || module.starts_with("__torch__.")
 }
 
+/// Every storage that a pickle names, used or not, as far as their classes are known.
+///
+/// Even a file that is then refused for an unknown name must not lie about its storages: its
+/// next reader may be torch.
+pub(super) fn storages(pickle: &Pickle) -> Result<Vec<Storage>, Malformed> {
+    let names = refuse_unknown_names(&pickle.values);
+    let mut reader = Reader::new(pickle);
+    for value in &pickle.values {
+        if let Value::Persistent(id) = value {
+            match reader.persistent(*id) {
+                // What is no storage at all is no lie about one; the unknown name says more.
+                Err(Refusal::Malformed(malformed)) if names.is_ok() => return Err(malformed),
+                _ => {}
+            }
+        }
+    }
+    Ok(reader.checkpoint.storages)
+}
+
 /// Refuses a pickle that imports what has no meaning here, used or not.
 pub(super) fn refuse_unknown_names(values: &[Value]) -> Result<(), Refusal> {
     for value in values {
         if let Value::Global(global) = value {
             let (module, name) = &**global;
+            if module.len() + name.len() > MAX_NAME {
+                return malformed(format!(
+                    "its pickle uses a name of {} bytes",
+                    module.len() + name.len()
+                ));
+            }
             if !is_known(module, name) {
                 return unknown(format!("{module}.{name}"));
             }
@@ -137,8 +167,9 @@ impl<'a> Reader<'a> {
             "_rebuild_tensor_v3" if matches!(args.len(), 7 | 8) => {
                 self.tensor(args, Some(args[6]), args.get(7))
             }
-            "_rebuild_parameter" if args.len() == 3 => {
-                Ok(Node::Parameter(args[0], self.bool(args[1])?))
+            "_rebuild_parameter" if args.len() == 3 => self.parameter(args[0], self.bool(args[1])?),
+            "OrderedDict" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" | "_rebuild_parameter" => {
+                malformed(format!("{name} is given {} arguments", args.len()))
             }
             _ => self.plain(module, name, args),
         }
@@ -165,6 +196,7 @@ impl<'a> Reader<'a> {
             ("complex", [Value::Float(real), Value::Float(imaginary)]) => {
                 Node::Complex(*real, *imaginary)
             }
+            ("bytes", []) => Node::Bytes(vec![]),
             ("bytearray", []) => Node::ByteArray(vec![]),
             ("bytearray", [Value::Bytes(bytes)]) => Node::ByteArray(bytes.clone()),
             ("bytearray", [Value::Call(_)]) => match self.encoded(args[0])? {
@@ -229,10 +261,38 @@ impl<'a> Reader<'a> {
         Ok(Node::Tensor(self.checkpoint.tensors.len() - 1))
     }
 
+    /// A parameter is a tensor of its own over the storage of another.
+    fn parameter(&mut self, data: Id, requires_grad: bool) -> Result<Node, Refusal> {
+        let no_tensor = || Refusal::from(Malformed::new("a parameter of what is no tensor"));
+        let Value::Call(call) = &self.values[data] else { return Err(no_tensor()) };
+        // Looked at before the call is: parameters of parameters could nest without end.
+        let made = match &self.values[call.callable] {
+            Value::Global(global) if global.1.starts_with("_rebuild_tensor_v") => {
+                self.call(call)?
+            }
+            _ => return Err(no_tensor()),
+        };
+        let Node::Tensor(tensor) = made else { return Err(no_tensor()) };
+        // The call was looked at for this parameter alone; where the pickle uses its result
+        // elsewhere, it is looked at again.
+        let parameter = &mut self.checkpoint.tensors[tensor];
+        parameter.requires_grad = requires_grad;
+        let byte_len = self.checkpoint.storages[parameter.storage].byte_len;
+        parameter.check(byte_len).map_err(Malformed::new)?;
+        Ok(Node::Parameter { data, requires_grad, tensor })
+    }
+
     fn storage(&mut self, id: Id) -> Result<usize, Refusal> {
+        match &self.values[id] {
+            Value::Persistent(id) => self.persistent(*id),
+            _ => malformed("a tensor lies in what is no storage"),
+        }
+    }
+
+    /// Takes down a storage by its persistent id.
+    fn persistent(&mut self, id: Id) -> Result<usize, Refusal> {
         let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
-        let Value::Persistent(id) = &self.values[id] else { return Err(no_storage()) };
-        let parts: Vec<&Value> = self.tuple(*id)?.iter().map(|&id| &self.values[id]).collect();
+        let parts: Vec<&Value> = self.tuple(id)?.iter().map(|&id| &self.values[id]).collect();
         let (class, key, elements) = match parts[..] {
             [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(_), Value::Int(n)]
             | [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(_), Value::Int(n), Value::None]
@@ -245,16 +305,22 @@ impl<'a> Reader<'a> {
         };
         let dtype = match class.1.as_str() {
             "UntypedStorage" => BYTE,
-            name => TorchDtype::from_storage_class(name).ok_or_else(no_storage)?,
+            name => match TorchDtype::from_storage_class(name) {
+                Some(dtype) => dtype,
+                None if is_known(&class.0, name) => return Err(no_storage()),
+                None => return unknown(format!("{}.{name}", class.0)),
+            },
         };
         let byte_len = u64::try_from(elements)
             .ok()
             .and_then(|elements| elements.checked_mul(dtype.item_size()))
-            .ok_or_else(|| Malformed::new(format!("storage {key:?} of {elements} elements")))?;
+            .ok_or_else(|| {
+                Malformed::new(format!("storage {} of {elements} elements", shown(key)))
+            })?;
         if let Some(&index) = self.storages.get(key.as_str()) {
             let known = &self.checkpoint.storages[index];
             if (known.byte_len, known.dtype) != (byte_len, dtype) {
-                return malformed(format!("storage {key:?} is described in two ways"));
+                return malformed(format!("storage {} is described in two ways", shown(key)));
             }
             return Ok(index);
         }

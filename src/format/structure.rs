@@ -9,9 +9,19 @@ use super::{
 use serde_json::{json, Value};
 use std::collections::HashSet;
 
-/// Containers entered while names are joined. A pickle can hold one list a thousand times over,
-/// and lists of such lists: their names would multiply without end.
-const MAX_ENTERED: usize = 10_000_000;
+/// Names each tensor may have on average, and bytes each name may take beside the keys' own.
+///
+/// A pickle can hold one list a thousand times over, and lists of such lists: their names would
+/// multiply without end. Tied weights have a few names, and few words lead to one.
+const NAMES_A_TENSOR: usize = 16;
+const BYTES_A_TENSOR: usize = 256;
+
+/// What even the smallest file may have of each.
+const FREE_NAMES: usize = 1 << 10;
+const FREE_BYTES: usize = 1 << 20;
+
+/// Nodes entered on the way, for each node there is.
+const ENTRIES_A_NODE: usize = 16;
 
 /// The deepest nesting whose names are joined.
 const MAX_DEPTH: usize = 1000;
@@ -37,7 +47,18 @@ impl Checkpoint {
     /// A checkpoint that is one bare tensor, two tensors of one name, or containers that hold
     /// themselves or one another without end.
     pub fn names(&self) -> Result<Vec<(String, usize)>, Malformed> {
-        let mut names = Names { checkpoint: self, found: vec![], open: HashSet::new(), entered: 0 };
+        let keys = self.nodes.values().map(|node| match node {
+            Node::Str(text) => text.len(),
+            _ => 0,
+        });
+        let mut names = Names {
+            checkpoint: self,
+            found: vec![],
+            open: HashSet::new(),
+            entries: FREE_NAMES + ENTRIES_A_NODE * self.nodes.len(),
+            tensors: FREE_NAMES + NAMES_A_TENSOR * self.tensors.len(),
+            bytes: FREE_BYTES + BYTES_A_TENSOR * self.tensors.len() + 4 * keys.sum::<usize>(),
+        };
         names.enter(self.root, None)?;
         let mut seen = HashSet::with_capacity(names.found.len());
         match names.found.iter().find(|(name, _)| !seen.insert(name.as_str())) {
@@ -55,23 +76,30 @@ struct Names<'a> {
     found: Vec<(String, usize)>,
     /// The containers on the way to the present one.
     open: HashSet<Id>,
-    entered: usize,
+    /// What is left of the bounds above.
+    entries: usize,
+    tensors: usize,
+    bytes: usize,
 }
 
 impl Names<'_> {
     fn enter(&mut self, id: Id, name: Option<&str>) -> Result<(), Malformed> {
-        self.entered += 1;
-        if self.entered > MAX_ENTERED || self.open.len() > MAX_DEPTH {
-            return Err(Malformed::new("values are nested too much to be named"));
+        let too_much = || Malformed::new("values are nested too much to be named");
+        self.entries = self.entries.checked_sub(1).ok_or_else(too_much)?;
+        // Counted for containers too: their names are made on the way.
+        self.bytes = self.bytes.checked_sub(name.map_or(0, str::len)).ok_or_else(too_much)?;
+        if self.open.len() > MAX_DEPTH {
+            return Err(too_much());
         }
         let Some(node) = self.checkpoint.nodes.get(&id) else { return Ok(()) };
         let items: Vec<(String, Id)> = match node {
-            Node::Tensor(tensor) => {
+            Node::Tensor(tensor) | Node::Parameter { tensor, .. } => {
+                self.tensors = self.tensors.checked_sub(1).ok_or_else(too_much)?;
                 let nameless = || Malformed::new("file holds one tensor without a name");
                 self.found.push((name.ok_or_else(nameless)?.to_owned(), *tensor));
                 return Ok(());
             }
-            Node::Parameter(inner, _) | Node::Module(inner) | Node::Same(inner) => {
+            Node::Module(inner) | Node::Same(inner) => {
                 return self.within(id, |names| names.enter(*inner, name));
             }
             Node::Dict(items) | Node::OrderedDict(items, _) => {
@@ -138,7 +166,7 @@ fn encoded(id: Id, node: &Node) -> Value {
         Node::Dtype(dtype) => json!([id, "D", dtype.name()]),
         Node::Device(kind, index) => json!([id, "V", kind, index]),
         Node::Tensor(tensor) => json!([id, "T", tensor]),
-        Node::Parameter(tensor, requires_grad) => json!([id, "P", tensor, requires_grad]),
+        Node::Parameter { data, requires_grad, .. } => json!([id, "P", data, requires_grad]),
         Node::Module(other) | Node::Same(other) => json!([id, "=", other]),
     }
 }

@@ -10,7 +10,7 @@
 //! entries at the same bytes or an entry into the directory; torch then returns garbage, and
 //! this reader refuses. Source: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
 
-use super::{Malformed, Unreadable};
+use super::{shown, Malformed, Unreadable};
 use std::ops::Range;
 
 const LOCAL: u32 = 0x0403_4b50;
@@ -58,7 +58,7 @@ impl Entry {
     /// An entry that is compressed or encrypted.
     pub fn stored(&self) -> Result<Range<u64>, Malformed> {
         let refused = |what: &str| {
-            Err(Malformed::new(format!("zip entry {:?} is {what}, not stored", self.name)))
+            Err(Malformed::new(format!("zip entry {} is {what}, not stored", shown(&self.name))))
         };
         match self.packing {
             Packing::Stored => Ok(self.data.clone()),
@@ -208,7 +208,7 @@ impl Listed {
         let extra = rest.take(lengths.1.into()).ok_or_else(cut)?;
         rest.skip(lengths.2.into()).ok_or_else(cut)?;
         let name = String::from_utf8_lossy(name).into_owned();
-        let refused = |what: &str| Malformed::new(format!("zip entry {name:?} {what}"));
+        let refused = |what: &str| Malformed::new(format!("zip entry {} {what}", shown(&name)));
         let packing = match (flags & 1, method) {
             (0, 0) => Packing::Stored,
             (0, _) => Packing::Compressed,
@@ -229,7 +229,7 @@ impl Listed {
         read: &impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
     ) -> Result<(u64, Entry), Unreadable<E>> {
         let Self { name, size, local, packing } = self;
-        let refused = |what: &str| Malformed::new(format!("zip entry {name:?} {what}"));
+        let refused = |what: &str| Malformed::new(format!("zip entry {} {what}", shown(&name)));
         let outside = || refused("lies outside the archive");
         let fixed = local.checked_add(LOCAL_LEN).filter(|&end| end <= directory);
         let bytes = read(local..fixed.ok_or_else(outside)?).map_err(Unreadable::Source)?;
@@ -280,8 +280,8 @@ fn refuse_overlaps(placed: &[(u64, Entry)]) -> Result<(), Malformed> {
     order.sort_by_key(|(local, entry)| (*local, entry.data.end));
     for pair in order.windows(2) {
         if pair[1].0 < pair[0].1.data.end {
-            let (one, other) = (&pair[0].1.name, &pair[1].1.name);
-            return Err(Malformed::new(format!("zip entries {one:?} and {other:?} overlap")));
+            let (one, other) = (shown(&pair[0].1.name), shown(&pair[1].1.name));
+            return Err(Malformed::new(format!("zip entries {one} and {other} overlap")));
         }
     }
     Ok(())

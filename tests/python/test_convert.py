@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Child, Done
-from probe import assert_same
+from probe import DTYPES, assert_same, header_of, random_tensor
 
 import veturboio
+import veturboio.convert as veturboio_convert
+from veturboio import _ops
 
 STATE = {
     "layer.weight": torch.rand(40, 30),
@@ -94,9 +96,36 @@ def test_dry_run_finds_what_would_fail(tmp_path: Path) -> None:
     assert "epoch" in refused("-i", tmp_path / "model.pt", "--dry-run")
 
 
+def test_dry_run_says_what_would_be_done(source: Path, tmp_path: Path) -> None:
+    said = convert("-i", source, "-d").stdout
+    size = sum(tensor.nbytes for tensor in STATE.values())
+    target = tmp_path / "model.safetensors"
+    assert said == f"would convert {source} to {target}: {len(STATE)} tensors, {size} bytes\n"
+
+
 def test_validated_result(source: Path, tmp_path: Path) -> None:
     convert("-i", source, "--validate-result")
     assert_same(veturboio.load(tmp_path / "model.safetensors"), STATE)
+
+
+def test_a_result_that_differs_is_found_only_if_validated(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As a disk would that gives back other bytes: one bit is not what it was."""
+    save = _ops.save
+
+    def save_badly(tensors: dict[str, torch.Tensor], file: str, **options: object) -> None:
+        save(tensors, file, **options)
+        with Path(file).open("r+b") as written:
+            written.seek(-1, os.SEEK_END)
+            last = written.read(1)[0]
+            written.seek(-1, os.SEEK_END)
+            written.write(bytes([last ^ 1]))
+
+    monkeypatch.setattr(_ops, "save", save_badly)
+    assert veturboio_convert.main(["-i", str(source)]) == 0
+    assert veturboio_convert.main(["-i", str(source), "--overwrite", "--validate-result"]) == 1
+    assert "'mask'" in capsys.readouterr().err
 
 
 def test_the_input_is_never_the_output(source: Path, tmp_path: Path) -> None:
@@ -190,7 +219,7 @@ def test_inputs_that_are_no_checkpoint(source: Path, tmp_path: Path) -> None:
         assert str(path) in refused("-i", path)
         assert not path.with_suffix(".safetensors").exists()
     assert "missing" in refused("-i", tmp_path / "missing.pt")
-    refused("-i", tmp_path)
+    assert "name" in convert("-i", "", check=False).stderr
 
 
 def test_an_output_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
@@ -202,7 +231,10 @@ def test_an_output_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
 
 def test_usage() -> None:
     done = convert("--help")
-    for option in ("--input", "--output", "--overwrite", "--dry-run", "--validate-result"):
+    for option in (
+        *("-i", "--input", "-o", "--output", "-d", "--dry-run", "--overwrite", "--key"),
+        *("--enable-to-valid-state-dict", "--validate-result", "--use-direct-io"),
+    ):
         assert option in done.stdout
     assert convert(check=False).returncode != 0
     assert convert("--no-such-option", check=False).returncode != 0
@@ -238,3 +270,101 @@ def test_a_checkpoint_larger_than_a_few_segments(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "model.pt")
     convert("-i", tmp_path / "model.pt", "--validate-result")
     assert_same(veturboio.load(tmp_path / "model.safetensors"), state)
+
+
+def test_every_dtype(tmp_path: Path) -> None:
+    state = {name: random_tensor(dtype, 3, 5) for name, dtype in DTYPES.items()}
+    state |= {f"{name} turned": value.t() for name, value in state.items() if name != "F4"}
+    torch.save(state, tmp_path / "model.pt")
+    convert("-i", tmp_path / "model.pt", "--validate-result")
+    assert_same(veturboio.load(tmp_path / "model.safetensors"), state)
+
+
+def test_aliases_stand_in_the_metadata(tmp_path: Path) -> None:
+    weight = torch.rand(5, 3)
+    torch.save({"a": weight, "b": weight, "turned": weight.t()}, tmp_path / "model.pt")
+    convert("-i", tmp_path / "model.pt", "--validate-result")
+    header = header_of(tmp_path / "model.safetensors")
+    assert header["__metadata__"]["b"] == "a"
+    assert sorted(header) == ["__metadata__", "a", "turned"]
+
+
+def test_a_safetensors_file_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its metadata would be lost."""
+    veturboio.save_file(STATE, tmp_path / "model.bin", metadata={"format": "pt"})
+    assert "safetensors file already" in refused("-i", tmp_path / "model.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_direct_io_reads_from_the_disk(source: Path, tmp_path: Path) -> None:
+    """What the kernel counts as read from the disk is the whole file, though it is cached."""
+    torch.save({"w": torch.rand(2**20)}, source)
+    code = """
+import sys, veturboio
+from veturboio import convert
+def read():
+    return int(open("/proc/self/io").read().split("read_bytes: ")[1].split()[0])
+for options in ([], ["--use-direct-io"]):
+    before = read()
+    assert convert.main([*sys.argv[1:], "--overwrite", *options]) == 0
+    print("counted", read() - before)
+before = read()
+veturboio.load(sys.argv[2], use_direct_io=True)
+print("counted", read() - before)
+"""
+    done = Child(code, "-i", source, cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr
+    counted = [int(line.split()[1]) for line in done.stdout.splitlines() if "counted" in line]
+    if counted[2] == 0:
+        pytest.skip("the file system knows no direct reads")
+    assert counted[0] < 2**20
+    assert counted[1] >= 2**22
+    assert_same(
+        veturboio.load(tmp_path / "model.safetensors"), torch.load(source, weights_only=True)
+    )
+
+
+def test_no_plain_file_where_an_encrypted_one_was_asked_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("VETURBOIO_USE_CIPHER", "1")
+    assert veturboio_convert.main(["-i", str(source)]) == 1
+    assert "use_cipher" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["contiguous", "transposed"])
+def test_memory_is_bounded(tmp_path: Path, turned: bool) -> None:
+    """Beyond the page cache, a conversion holds some segments, however large the file.
+
+    The input takes no room on the disk: all of it is holes.
+    """
+    weight = torch.empty(2**14, 2**13)
+    with torch.serialization.skip_data():
+        torch.save({"w": weight.t() if turned else weight, "b": weight[0]}, tmp_path / "model.pt")
+    code = """
+import sys, threading
+from veturboio import convert
+def anonymous():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
+def watch():
+    while not done.wait(0.002):
+        seen.append(anonymous())
+done, seen, before = threading.Event(), [], anonymous()
+watching = threading.Thread(target=watch)
+watching.start()
+code = convert.main(sys.argv[1:])
+done.set()
+watching.join()
+assert code == 0
+assert len(seen) > 20, seen
+print("most", max(seen) - before)
+"""
+    arguments = ["-i", tmp_path / "model.pt", "--validate-result"]
+    done = Child(code, *arguments, cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr
+    assert veturboio.load(tmp_path / "model.safetensors")["w"].shape == (
+        (2**13, 2**14) if turned else (2**14, 2**13)
+    )
+    (tmp_path / "model.safetensors").unlink()
+    assert int(done.stdout.split("most ")[1]) < 100 * 2**20

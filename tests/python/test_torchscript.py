@@ -174,8 +174,8 @@ def test_schemas() -> None:
         for name in ("load", "save", "metadata")
     }
     assert schemas == {
-        "load": "veturboio::load(str file, *, Device? map_location=None, int num_thread=32)"
-        " -> Dict(str, Tensor)",
+        "load": "veturboio::load(str file, *, Device? map_location=None, int num_thread=32,"
+        " bool use_direct_io=False, Dict(str, Tensor)? state_dict=None) -> Dict(str, Tensor)",
         "save": "veturboio::save(Dict(str, Tensor) state_dict, str file, *,"
         " Dict(str, str)? metadata=None, bool force_contiguous=True,"
         " bool force_save_shared_tensor=False, bool force_clone_shared_tensor=False,"

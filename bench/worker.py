@@ -1,0 +1,189 @@
+"""One timed run in a process of its own: ``python -m bench.worker`` prints one JSON object.
+
+The clock starts after every import and after one untimed call on a file of one tensor, so
+that what a library, or the reading of pages, brings in on first use is not counted. It stops
+when the library has returned and, where the case says so, a byte of every page of every
+tensor has been read. Peak memory is the growth of VmHWM over what the process held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import files, memory
+from bench.cases import CHECKPOINT
+from bench.libraries import LIBRARIES, Library
+
+if TYPE_CHECKING:
+    import torch
+
+    StateDict = dict[str, torch.Tensor]
+
+STRIDE = 4096
+SECTOR = 512
+
+
+def touch(state_dict: StateDict) -> int:
+    """Read a byte of every page of every tensor; the sum proves that all saw the same bytes."""
+    import torch
+
+    total = 0
+    for tensor in state_dict.values():
+        if tensor.numel():
+            data = tensor.reshape(-1).view(torch.uint8)
+            # The last byte: a tensor may begin in mid-page and so end on one page more.
+            total += int(data[::STRIDE].sum()) + int(data[-1])
+    return total
+
+
+def peak_memory() -> int:
+    """The most memory this process ever held (VmHWM), in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise OSError("read the peak memory: /proc/self/status has no VmHWM")
+
+
+def forget_peak() -> None:
+    """Start VmHWM anew, where the kernel allows it; else the peak of the imports stays."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def disk_bytes(folder: Path) -> int | None:
+    """Bytes that the disk below ``folder`` has read so far; None for tmpfs and the like."""
+    device = folder.stat().st_dev
+    try:
+        stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.split()[2]) * SECTOR
+
+
+def measure_load(library: Library, path: Path, touched: bool) -> dict[str, Any]:
+    """Time one load, with or without the reading of every page."""
+    assert library.load is not None
+    before = disk_bytes(path.parent)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    state_dict = library.load(path)
+    loaded = time.perf_counter()
+    checksum = touch(state_dict) if touched else None
+    stopped = time.perf_counter()
+    used_after = resource.getrusage(resource.RUSAGE_SELF)
+    after = disk_bytes(path.parent)
+    return {
+        "seconds": stopped - start,
+        "call_seconds": loaded - start,
+        "cpu_seconds": cpu_seconds(used_after) - cpu_seconds(used),
+        "minor_faults": used_after.ru_minflt - used.ru_minflt,
+        "disk_read_bytes": None if before is None or after is None else after - before,
+        "checksum": touch(state_dict) if checksum is None else checksum,
+        **extent(state_dict),
+    }
+
+
+def measure_save(library: Library, path: Path, state_dict: StateDict) -> dict[str, Any]:
+    """Time one save, until the file and its name are durable."""
+    assert library.save is not None
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    library.save(state_dict, path)
+    stopped = time.perf_counter()
+    used_after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": stopped - start,
+        "cpu_seconds": cpu_seconds(used_after) - cpu_seconds(used),
+        "minor_faults": used_after.ru_minflt - used.ru_minflt,
+        "file_bytes": path.stat().st_size,
+        **extent(state_dict),
+    }
+
+
+def read_back(path: Path, state_dict: StateDict) -> int:
+    """Read a saved file with the library whose format it is; returns its checksum."""
+    reader = LIBRARIES["torch" if path.suffix == ".pt" else "safetensors"]
+    assert reader.load is not None
+    checksum = touch(reader.load(path))
+    if checksum != touch(state_dict):
+        raise ValueError(f"read {path.name} back: its bytes are not those that were saved")
+    return checksum
+
+
+def cpu_seconds(usage: resource.struct_rusage) -> float:
+    """User and system time together."""
+    return usage.ru_utime + usage.ru_stime
+
+
+def extent(state_dict: StateDict) -> dict[str, Any]:
+    """How many tensors of how many bytes there are."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
+    return {"tensors": len(state_dict), "tensor_bytes": size}
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prepare, reset the peak, measure."""
+    library = LIBRARIES[arguments.library]
+    tiny = arguments.tiny.with_suffix(library.suffix)
+    if arguments.operation == "load":
+        assert library.load is not None
+        touch(library.load(tiny))
+        provided = memory.provide(arguments.path.stat().st_size)
+        if arguments.cached:
+            memory.revisit(arguments.path)
+        gc.collect()
+        forget_peak()
+        base = peak_memory()
+        result = measure_load(library, arguments.path, arguments.touch)
+    else:
+        state_dict = made(arguments)
+        assert library.save is not None
+        one = files.tensors(files.CONTENTS["one"])
+        scratch = tiny.with_name("scratch-" + tiny.name)
+        library.save(one, scratch)
+        scratch.unlink()
+        provided = memory.provide(extent(state_dict)["tensor_bytes"])
+        gc.collect()
+        forget_peak()
+        base = peak_memory()
+        result = measure_save(library, arguments.path, state_dict)
+    result["provide_seconds"] = provided
+    result["peak_bytes"] = peak_memory() - base
+    if arguments.operation == "save":
+        result["checksum"] = read_back(arguments.path, state_dict)
+    result["version"] = importlib.metadata.version(library.module)
+    return result
+
+
+def made(arguments: argparse.Namespace) -> StateDict:
+    """The tensors to save, made and therefore touched before the clock starts."""
+    if arguments.content == CHECKPOINT:
+        return files.from_checkpoint(arguments.checkpoint)
+    return files.tensors(files.CONTENTS[arguments.content])
+
+
+def main() -> None:
+    """Run what the command line says and print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
+    parser.add_argument("--operation", choices=("load", "save"), required=True)
+    parser.add_argument("--library", choices=LIBRARIES, required=True)
+    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--tiny", type=Path, required=True, help="file of one tensor, no suffix")
+    parser.add_argument("--content", help="what to save")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--touch", action="store_true", help="read a byte of every page")
+    parser.add_argument("--cached", action="store_true", help="the file lies in the page cache")
+    print(json.dumps(run(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""``save_model`` and ``load_model``: whole modules, with the weights they tie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from veturboio.io import FilePath, load, save_file
+
+
+def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None = False) -> None:
+    """Save a module's state_dict as a safetensors file; tied weights are stored once.
+
+    Args:
+        model: the module.
+        file: path of the file.
+        use_cipher: as in :func:`save_file`.
+
+    Raises:
+        ValueError, OSError, NotImplementedError: as :func:`save_file` says.
+    """
+    save_file(model.state_dict(), file, force_save_shared_tensor=True, use_cipher=use_cipher)
+
+
+def load_model(
+    model: torch.nn.Module,
+    file: FilePath,
+    strict: bool = True,
+    map_location: str | int | torch.device | None = None,
+    *,
+    device: str | int | torch.device | None = None,
+) -> tuple[list[str], list[str]]:
+    """Load a file into a module, whose parameters and buffers are written in place.
+
+    Weights that the module ties stay tied, and need to be in the file under one of their names.
+
+    Args:
+        model: the module.
+        file: path of a safetensors file, or of a PyTorch file that holds a state_dict.
+        strict: whether names that are missing or unexpected are an error.
+        map_location: device that the tensors are read to, on their way to the module; "cpu" by
+            default.
+        device: the same, by the name that ``safetensors.torch.load_model`` gives it.
+
+    Returns:
+        The names of the module that the file does not have, and those of the file that the
+        module does not have.
+
+    Raises:
+        RuntimeError: ``strict``, and names are missing or unexpected; or a tensor has another
+            shape than the module's. The message names them; the other tensors are loaded.
+        TypeError: both ``map_location`` and ``device`` are given.
+        FormatError, OSError, NotImplementedError: as :func:`load` says.
+    """
+    if map_location is not None and device is not None:
+        raise TypeError("load_model() takes map_location or device, not both")
+    wanted = device if map_location is None else map_location
+    loaded = load(file, map_location=torch.device("cpu" if wanted is None else wanted))
+    absent, unexpected = model.load_state_dict(loaded, strict=False)
+    missing = sorted(set(absent) - _tied(model, absent, loaded.keys()))
+    if strict and (missing or unexpected):
+        raise RuntimeError(_complaint(model, missing, unexpected))
+    return missing, unexpected
+
+
+def _tied(model: torch.nn.Module, absent: list[str], loaded: Collection[str]) -> set[str]:
+    """Those of the absent names whose elements all lie in tensors that were loaded by others."""
+    if not absent:
+        return set()
+    tensors = {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, torch.Tensor)
+    }
+    objects = {id(value) for name, value in tensors.items() if name in loaded}
+    ranges: dict[tuple[torch.device, int], list[tuple[int, int]]] = {}
+    for name, value in tensors.items():
+        if name in loaded and _is_dense(value):
+            storage, extent = _place(value)
+            ranges.setdefault(storage, []).append(extent)
+    tied = set()
+    for name in tensors.keys() & set(absent):
+        value = tensors[name]
+        storage, (begin, end) = _place(value)
+        # Tensors without memory, as those on meta are, lie in no other.
+        covering = ranges.get(storage, []) if storage[1] else []
+        if id(value) in objects or any(b <= begin and end <= e for b, e in covering):
+            tied.add(name)
+    return tied
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    begin, end = _place(tensor)[1]
+    return end - begin == tensor.numel() * tensor.element_size()
+
+
+def _place(tensor: torch.Tensor) -> tuple[tuple[torch.device, int], tuple[int, int]]:
+    """The storage of a tensor, and the bytes of it from its first element to its last."""
+    if tensor.layout != torch.strided:
+        return (tensor.device, 0), (0, 0)
+    size = tensor.element_size()
+    begin = int(tensor.storage_offset()) * size
+    steps = [(n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    end = begin + (int(sum(steps)) + 1) * size if tensor.numel() else begin
+    return (tensor.device, tensor.untyped_storage().data_ptr()), (begin, end)
+
+
+def _complaint(model: torch.nn.Module, missing: list[str], unexpected: list[str]) -> str:
+    """What torch says of the same."""
+    text = f"Error(s) in loading state_dict for {type(model).__name__}:"
+    for what, names in (("Missing", missing), ("Unexpected", unexpected)):
+        if names:
+            quoted = ", ".join(f'"{name}"' for name in sorted(names))
+            text += f"\n    {what} key(s) in state_dict: {quoted}"
+    return text

