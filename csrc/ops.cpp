@@ -23,6 +23,9 @@ void raise(const rust::Error& error) {
   if (kind == "format" || kind == "unsupported" || kind == "invalid argument") {
     C10_THROW_ERROR(ValueError, error.what());
   }
+  if (kind == "not implemented") {
+    C10_THROW_ERROR(NotImplementedError, error.what());
+  }
   C10_THROW_ERROR(Error, error.what());
 }
 

@@ -39,6 +39,10 @@ std::string refusal(const at::Tensor& tensor) {
   if (tensor.is_meta()) {
     return "is on the meta device and has no data";
   }
+  // A wrapper of other tensors, such as a DTensor, whose own storage is a stand-in.
+  if (tensor.has_storage() && tensor.numel() > 0 && tensor.storage().data() == nullptr) {
+    return "has no memory of its own";
+  }
   // A storage may have been cut since, as FSDP does with the parameters of other ranks.
   if (tensor.has_storage() &&
       tensor.storage_offset() * tensor.element_size() + span(tensor) > tensor.storage().nbytes()) {

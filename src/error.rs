@@ -20,6 +20,8 @@ pub enum Kind {
     Format,
     /// The file is well formed, and its pickle imports a name that is given no meaning here.
     Unsupported,
+    /// What was asked for does not exist yet.
+    NotImplemented,
     /// The caller's arguments cannot be honoured.
     InvalidArgument,
     /// A bug of this library, caught before it could do harm.
@@ -32,6 +34,7 @@ impl Kind {
             Self::Io => "io",
             Self::Format => "format",
             Self::Unsupported => "unsupported",
+            Self::NotImplemented => "not implemented",
             Self::InvalidArgument => "invalid argument",
             Self::Internal => "internal",
         }
@@ -88,6 +91,11 @@ impl Error {
     pub(crate) fn argument(action: &'static str, file: &Path, cause: impl fmt::Display) -> Self {
         let cause = anyhow::Error::msg(cause.to_string());
         Self::new(Kind::InvalidArgument, action, file, cause)
+    }
+
+    pub(crate) fn not_implemented(action: &'static str, file: &Path, what: &str) -> Self {
+        let cause = anyhow::Error::msg(format!("{what} is not implemented yet"));
+        Self::new(Kind::NotImplemented, action, file, cause)
     }
 
     pub(crate) fn internal(action: &'static str, file: &Path, cause: anyhow::Error) -> Self {

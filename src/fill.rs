@@ -12,7 +12,10 @@ use crate::{
     tensors::{StateDict, Tensor},
     threads,
 };
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 const ACTION: &str = "load";
 
@@ -31,11 +34,14 @@ pub(crate) fn fill(path: &Path, num_thread: usize, targets: &dyn StateDict) -> R
     let Described { file, plan, names, .. } = describe(path, false)?;
     let views = look_at(targets, path)?;
     let pairs = matched(&plan, &names, &views, path)?;
-    refuse_overlaps(&views, &pairs, path)?;
+    let twins = refuse_overlaps(&views, &pairs, path)?;
 
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     for (target, source) in pairs.into_iter().enumerate() {
+        if twins.contains(&target) || views[target].byte_len == 0 {
+            continue;
+        }
         let tensor = &plan.tensors[source];
         let at = in_file(&plan, tensor);
         let memory =
@@ -45,7 +51,7 @@ pub(crate) fn fill(path: &Path, num_thread: usize, targets: &dyn StateDict) -> R
                 let len = byte_len(tensor, &views[target]) as usize;
                 // SAFETY: `writable` vouches for a contiguous tensor, of at least this many bytes
                 // (`matched`), which the StateDict keeps alive; no two overlap
-                // (`refuse_overlaps`). That nobody else uses them meanwhile is the caller's part.
+                // (`refuse_overlaps`, twins left out). That nobody else uses them meanwhile is the caller's part.
                 #[allow(unsafe_code)]
                 let bytes = unsafe { std::slice::from_raw_parts_mut(memory, len) };
                 let cuts = bytes.chunks_mut(plan::SEGMENT_LEN as usize);
@@ -136,18 +142,22 @@ fn byte_len(tensor: &plan::Tensor, view: &Tensor) -> u64 {
     tensor.shape.iter().product::<i64>() as u64 * view.item_size
 }
 
-/// Two targets may share memory only if they take the very same bytes: tied weights.
-fn refuse_overlaps(views: &[Tensor], sources: &[usize], path: &Path) -> Result<()> {
+/// Two targets may share memory only if they take the very same bytes: tied weights. Returns the
+/// ones that another one fills.
+fn refuse_overlaps(views: &[Tensor], sources: &[usize], path: &Path) -> Result<HashSet<usize>> {
+    let mut twins = HashSet::new();
     let extents: Vec<_> = views.iter().map(Tensor::view).collect();
     for group in share::overlapping(&extents) {
-        let same = share::duplicates(&extents, &group).len() + 1 == group.len();
+        let duplicates = share::duplicates(&extents, &group);
+        let same = duplicates.len() + 1 == group.len();
         if !same || group.iter().any(|&i| sources[i] != sources[group[0]]) {
             let names: Vec<_> = group.iter().take(2).map(|&i| shown(&views[i].name)).collect();
             let reason = format!("tensors {} to be filled share memory", names.join(", "));
             return Err(Error::argument(ACTION, path, reason));
         }
+        twins.extend(duplicates.into_iter().map(|(twin, _)| twin));
     }
-    Ok(())
+    Ok(twins)
 }
 
 /// Where the file has the tensor's elements in row-major order and in this machine's byte order.

@@ -61,11 +61,12 @@ pub use state_dict::LoadOptions;
 
 use std::{borrow::Borrow, collections::HashMap, path::Path};
 
-/// Loads every tensor of a safetensors file into CPU memory.
+/// Loads every tensor of a safetensors or PyTorch file into CPU memory; those of a PyTorch file get
+/// the names that lead to them, joined by dots.
 ///
 /// The tensors lie in a private map of the file: nothing is copied, writing to one does not
 /// touch the file, and the memory goes with the last of them. Names that the file records as
-/// aliases of a tensor come back sharing its storage.
+/// aliases of a tensor come back sharing its storage. The pickle of a PyTorch file is never run.
 ///
 /// # Errors
 /// [`Kind::Io`] where the system refuses the file, [`Kind::Format`] where the file is not what

@@ -124,6 +124,14 @@ impl SaveOptions {
         if self.num_thread == 0 {
             return Err(Error::argument("save", path, "num_thread must be at least 1"));
         }
+        if std::env::var_os("VETURBOIO_USE_CIPHER").is_some_and(|value| value == "1") {
+            // Whoever turns encryption on must not get a plain file.
+            return Err(Error::not_implemented(
+                "save",
+                path,
+                "use_cipher (VETURBOIO_USE_CIPHER=1)",
+            ));
+        }
         let views = self.describe(tensors, path)?;
         let aliases = self.aliases(&views, path)?;
         let mut metadata = self.metadata.clone();

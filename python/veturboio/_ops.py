@@ -95,6 +95,8 @@ def _exception(
         refused = OSError(errno, text)
         refused.filename = file
         return refused
+    if kind == "not implemented":
+        return NotImplementedError(text)
     if kind == "invalid argument":
         return ValueError(text)
     return RuntimeError(text)

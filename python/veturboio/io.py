@@ -51,6 +51,7 @@ def load(
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
         state_dict: tensors to be filled in place, wherever they are: the names of the file, the
             same dtypes, contiguous and at least as large. Nothing is written unless all fit.
+            Their memory is not aligned for ``use_direct_io``, which then does nothing.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file. What torch.load

@@ -47,11 +47,16 @@ def load_to_shmem(
     # An empty file is malformed, which the core says; a segment cannot be empty.
     shmem = SharedMemory(create=True, size=max(Path(path).stat().st_size, 1))
     try:
+        # Reserved now: a full file system would otherwise fault in the middle of a write.
+        with Path("/dev/shm", shmem.name).open("r+b") as segment:
+            os.posix_fallocate(segment.fileno(), 0, shmem.size)
         content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
         try:
             _ops.load_bytes(path, content, num_thread=num_thread, use_direct_io=use_direct_io)
         finally:
-            del content  # the segment cannot be closed while a tensor looks at it
+            # The segment cannot be closed while a tensor looks at it, and a traceback may hold
+            # this one for long.
+            content.set_()
     except BaseException:
         shmem.close()
         shmem.unlink()

@@ -7,6 +7,7 @@
 //! this library writes that entry.
 
 use super::{
+    json::METADATA_KEY,
     safetensors::{Header, TensorInfo},
     Malformed,
 };
@@ -35,6 +36,9 @@ pub fn record(metadata: &mut BTreeMap<String, String>, aliases: &[Alias]) -> Res
         return Ok(());
     }
     for Alias { name, kept } in aliases {
+        if name == MARK || name == METADATA_KEY {
+            return Err(Malformed::tensor(name, "this name is reserved for metadata"));
+        }
         match metadata.insert(name.clone(), kept.clone()) {
             Some(other) if other != *kept => {
                 let reason = format!("metadata already uses this name for {other:?}");
@@ -145,5 +149,8 @@ mod tests {
         assert_eq!(refused.tensor.as_deref(), Some("head"));
         let mut metadata = BTreeMap::from([(MARK.to_owned(), "[]".to_owned())]);
         assert!(record(&mut metadata, &[]).is_err());
+        for reserved in [MARK, METADATA_KEY] {
+            assert!(record(&mut BTreeMap::new(), &[alias(reserved, "embed")]).is_err());
+        }
     }
 }

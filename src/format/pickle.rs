@@ -98,7 +98,12 @@ struct Machine<'a> {
     /// What is remembered under 0, 1, 2, …, as every writer counts, and under other numbers.
     memo: Vec<Id>,
     sparse: HashMap<u64, Id>,
+    /// Bytes of names that may still be copied: one string can be imported over and over.
+    names_left: usize,
 }
+
+/// Bytes of the longest name that may be imported: torch, if it is asked, takes quadratic time.
+const MAX_NAME: usize = 512;
 
 /// The values that every arena begins with, so that a byte that pushes one costs no value.
 const NONE: Id = 0;
@@ -118,6 +123,7 @@ impl<'a> Machine<'a> {
             marks: vec![],
             memo: vec![],
             sparse: HashMap::new(),
+            names_left: (1 << 20) + 4 * bytes.len(),
         }
     }
 
@@ -240,10 +246,14 @@ impl<'a> Machine<'a> {
             let name = self.pop()?;
             let module = self.pop()?;
             match (&self.values[module], &self.values[name]) {
-                (Value::Str(module), Value::Str(name)) => (module.clone(), name.clone()),
+                (Value::Str(module), Value::Str(name)) => {
+                    self.names_left = charged(self.names_left, module.len() + name.len())?;
+                    (module.clone(), name.clone())
+                }
                 _ => return Err("an imported name is not a string".to_owned()),
             }
         };
+        charged(self.names_left, module.len() + name.len())?;
         self.push(Value::Global(Box::new((module, name))))
     }
 
@@ -281,7 +291,10 @@ impl<'a> Machine<'a> {
         let next = self.memo.len();
         match self.memo.get_mut(key as usize) {
             Some(remembered) => *remembered = top,
-            None if key == next as u64 => self.memo.push(top),
+            None if key == next as u64 => {
+                self.sparse.remove(&key);
+                self.memo.push(top);
+            }
             None => drop(self.sparse.insert(key, top)),
         }
         if self.memo.len() + self.sparse.len() > MAX_VALUES {
@@ -369,6 +382,14 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// What is left of a budget for names once one of `len` bytes is taken from it.
+fn charged(left: usize, len: usize) -> Step<usize> {
+    if len > MAX_NAME {
+        return Err(format!("this pickle uses a name of {len} bytes"));
+    }
+    left.checked_sub(len).ok_or_else(|| "it imports too many names".to_owned())
+}
+
 fn pairs(items: &[Id]) -> Step<Vec<(Id, Id)>> {
     if !items.len().is_multiple_of(2) {
         return Err("a key has no value".to_owned());
@@ -388,4 +409,47 @@ fn integer(bytes: &[u8]) -> Step<Value> {
     let mut wide = [if negative { 0xff } else { 0 }; 8];
     wide[..bytes.len()].copy_from_slice(bytes);
     Ok(Value::Int(i64::from_le_bytes(wide)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(bytes: &[u8]) -> Vec<Value> {
+        let pickle = read(bytes).unwrap();
+        let Value::List(items) = &pickle.values[pickle.root] else { panic!("no list") };
+        items.iter().map(|&id| pickle.values[id].clone()).collect()
+    }
+
+    #[test]
+    fn the_memo_counts_as_pythons_does() {
+        // Put under 1, then 0, then 1 again; the next is number 2.
+        let program = b"\x80\x04(K\x0aq\x01K\x0bq\x00K\x0cq\x01K\x0d\x94h\x02l.";
+        let numbers = [10, 11, 12, 13, 13].map(Value::Int);
+        assert_eq!(list(program), numbers);
+    }
+
+    #[test]
+    fn integers_of_every_width_keep_their_sign() {
+        let program =
+            b"(J\xff\xff\xff\xffM\xff\xff\x8a\x00\x8a\x01\x80\x8a\x09\0\0\0\0\0\0\0\0\x01l.";
+        let wide = Value::BigInt(vec![0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let numbers = [-1, 65535, 0, -128].map(Value::Int);
+        assert_eq!(list(program), [&numbers[..], &[wide]].concat());
+    }
+
+    #[test]
+    fn what_no_checkpoint_needs_is_refused() {
+        for (program, reason) in [
+            (&b"(S'text'\nl."[..], "instruction 0x53"),
+            (b"q\x00.", "the stack is empty"),
+            (b"(0t.", "no mark is set"),
+            (b"h\x05.", "nothing is remembered as 5"),
+            (b"NNR.", "are not a tuple"),
+            (b"]K\x01", "it is cut short"),
+        ] {
+            let refused = read(program).unwrap_err();
+            assert!(refused.reason.contains(reason), "{refused}");
+        }
+    }
 }

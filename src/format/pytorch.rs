@@ -119,11 +119,42 @@ impl Checkpoint {
             });
             reader.checkpoint.nodes.insert(id, node);
         }
+        for node in reader.checkpoint.nodes.values() {
+            for id in node.hashed() {
+                let mut size = MAX_HASHED;
+                reader.checkpoint.check_hashable(id, &mut size, 0)?;
+            }
+        }
         let modules = |node: &Node| matches!(node, Node::Module(_));
         if !reader.checkpoint.is_module() && reader.checkpoint.nodes.values().any(modules) {
             return Err(Refusal::Unknown("a scripted module among plain values".to_owned()));
         }
         Ok(reader.checkpoint)
+    }
+
+    /// Whether a value may be a key or an element of a set: it will be hashed, and what it holds
+    /// with it, once for each time that it is held.
+    fn check_hashable(&self, id: Id, size: &mut usize, depth: usize) -> Result<(), Malformed> {
+        let refused = || Malformed::new("a key or an element of a set is too large or no such");
+        *size = size.checked_sub(1).ok_or_else(refused)?;
+        match self.nodes.get(&id) {
+            Some(Node::Tuple(items) | Node::FrozenSet(items)) if depth < MAX_HASHED_DEPTH => {
+                items.iter().try_for_each(|&item| self.check_hashable(item, size, depth + 1))
+            }
+            Some(
+                Node::Tuple(_)
+                | Node::FrozenSet(_)
+                | Node::List(_)
+                | Node::Dict(_)
+                | Node::OrderedDict(..)
+                | Node::Set(_)
+                | Node::ByteArray(_)
+                | Node::Module(_)
+                | Node::Same(_),
+            )
+            | None => Err(refused()),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Whether it is the module of a TorchScript archive, whose values are its tensors by name.
@@ -133,7 +164,22 @@ impl Checkpoint {
     }
 }
 
+/// Values that one key may consist of, and how deep they may nest.
+const MAX_HASHED: usize = 1000;
+const MAX_HASHED_DEPTH: usize = 100;
+
 impl Node {
+    /// The nodes that Python hashes when it builds this one.
+    fn hashed(&self) -> Vec<Id> {
+        match self {
+            Self::Set(items) | Self::FrozenSet(items) => items.clone(),
+            Self::Dict(items) | Self::OrderedDict(items, _) => {
+                items.iter().map(|&(key, _)| key).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Calls `visit` for every node that this one holds.
     pub fn children(&self, mut visit: impl FnMut(Id)) {
         match self {

@@ -48,8 +48,10 @@ const KNOWN: [(&str, &str); 24] = [
     ("builtins", "bytes"),
 ];
 
-/// Bytes of the longest name that is looked up: torch, if it is asked, takes quadratic time.
-const MAX_NAME: usize = 512;
+/// Elements and bytes that calls may copy of their arguments, for each value of the pickle and for
+/// any pickle at all. A tensor makes a dozen values and copies its shape and strides.
+const COPIES_A_VALUE: usize = 16;
+const FREE_COPIES: usize = 1 << 20;
 
 /// Classes that TorchScript compiled: their instances are their attributes.
 const SCRIPTED: &str = "__torch__";
@@ -89,12 +91,6 @@ pub(super) fn refuse_unknown_names(values: &[Value]) -> Result<(), Refusal> {
     for value in values {
         if let Value::Global(global) = value {
             let (module, name) = &**global;
-            if module.len() + name.len() > MAX_NAME {
-                return malformed(format!(
-                    "its pickle uses a name of {} bytes",
-                    module.len() + name.len()
-                ));
-            }
             if !is_known(module, name) {
                 return unknown(format!("{module}.{name}"));
             }
@@ -107,12 +103,15 @@ pub(super) struct Reader<'a> {
     values: &'a [Value],
     pub checkpoint: Checkpoint,
     storages: HashMap<&'a str, usize>,
+    /// Elements that may still be copied: a call can be given the same arguments over and over.
+    left: usize,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(pickle: &'a Pickle) -> Self {
         let checkpoint = Checkpoint { root: pickle.root, ..Checkpoint::default() };
-        Self { values: &pickle.values, checkpoint, storages: HashMap::new() }
+        let left = FREE_COPIES + COPIES_A_VALUE * pickle.values.len() + pickle.len;
+        Self { values: &pickle.values, checkpoint, storages: HashMap::new(), left }
     }
 
     /// What a value is, without what it holds.
@@ -155,7 +154,7 @@ impl<'a> Reader<'a> {
         let ordered = (module, name) == ("collections", "OrderedDict");
         let touched = !call.items.is_empty() || call.state.is_some();
         if call.new || !call.appended.is_empty() || (touched && !ordered) {
-            return unknown(format!("{module}.{name} with a state of its own"));
+            return malformed(format!("{module}.{name} is given a state"));
         }
         match name {
             "OrderedDict" if args.is_empty() => {
@@ -176,8 +175,16 @@ impl<'a> Reader<'a> {
     }
 
     /// The calls that make values without a storage.
-    fn plain(&self, module: &str, name: &str, args: &'a [Id]) -> Result<Node, Refusal> {
+    fn plain(&mut self, module: &str, name: &str, args: &'a [Id]) -> Result<Node, Refusal> {
         let values: Vec<&Value> = args.iter().map(|&id| &self.values[id]).collect();
+        for value in &values {
+            self.charge(match value {
+                Value::Tuple(items) | Value::List(items) => items.len(),
+                Value::Str(text) => text.len(),
+                Value::Bytes(bytes) => bytes.len(),
+                _ => 1,
+            })?;
+        }
         Ok(match (name, &values[..]) {
             ("Size", [Value::Tuple(sizes)]) => Node::Size(self.ints(sizes)?),
             ("device", [Value::Str(kind)]) => Node::Device(kind.clone(), None),
@@ -201,19 +208,23 @@ impl<'a> Reader<'a> {
             ("bytearray", [Value::Bytes(bytes)]) => Node::ByteArray(bytes.clone()),
             ("bytearray", [Value::Call(_)]) => match self.encoded(args[0])? {
                 Some(bytes) => Node::ByteArray(bytes),
-                None => return unknown(format!("{module}.{name} of these arguments")),
+                None => return malformed("a bytearray of what is no bytes"),
             },
             (
                 "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist",
                 [Value::List(_)],
             )
             | ("restore_type_tag", [_, Value::Str(_)]) => Node::Same(args[0]),
-            _ => return unknown(format!("{module}.{name} of these arguments")),
+            _ => {
+                return malformed(format!(
+                    "{module}.{name} is given arguments that it does not take"
+                ))
+            }
         })
     }
 
     /// The bytes of a call of `_codecs.encode`.
-    fn encoded(&self, id: Id) -> Result<Option<Vec<u8>>, Refusal> {
+    fn encoded(&mut self, id: Id) -> Result<Option<Vec<u8>>, Refusal> {
         let Value::Call(call) = &self.values[id] else { return Ok(None) };
         let Value::Global(global) = &self.values[call.callable] else { return Ok(None) };
         if global.1 != "encode" {
@@ -236,6 +247,8 @@ impl<'a> Reader<'a> {
                 return unknown("a tensor that is conjugated or negated");
             }
         }
+        let (shape, strides) = (self.tuple(args[2])?, self.tuple(args[3])?);
+        self.charge(shape.len() + strides.len())?;
         let storage = self.storage(args[0])?;
         let dtype = match dtype.map(|id| &self.values[id]) {
             None => self.checkpoint.storages[storage].dtype,
@@ -251,8 +264,8 @@ impl<'a> Reader<'a> {
             storage,
             dtype,
             offset: self.int(args[1])?,
-            shape: self.ints(self.tuple(args[2])?)?,
-            strides: self.ints(self.tuple(args[3])?)?,
+            shape: self.ints(shape)?,
+            strides: self.ints(strides)?,
             requires_grad: self.bool(args[4])?,
         };
         let byte_len = self.checkpoint.storages[storage].byte_len;
@@ -328,6 +341,12 @@ impl<'a> Reader<'a> {
         self.checkpoint.storages.push(Storage { key: key.clone(), dtype, byte_len });
         self.storages.insert(key, index);
         Ok(index)
+    }
+
+    fn charge(&mut self, copies: usize) -> Result<(), Refusal> {
+        let too_much = || Malformed::new("calls are given the same arguments too often");
+        self.left = self.left.checked_sub(copies).ok_or_else(too_much)?;
+        Ok(())
     }
 
     fn tuple(&self, id: Id) -> Result<&'a [Id], Refusal> {

@@ -57,7 +57,7 @@ impl Checkpoint {
             open: HashSet::new(),
             entries: FREE_NAMES + ENTRIES_A_NODE * self.nodes.len(),
             tensors: FREE_NAMES + NAMES_A_TENSOR * self.tensors.len(),
-            bytes: FREE_BYTES + BYTES_A_TENSOR * self.tensors.len() + 4 * keys.sum::<usize>(),
+            bytes: FREE_BYTES + BYTES_A_TENSOR * self.tensors.len() + 8 * keys.sum::<usize>(),
         };
         names.enter(self.root, None)?;
         let mut seen = HashSet::with_capacity(names.found.len());
@@ -91,35 +91,34 @@ impl Names<'_> {
         if self.open.len() > MAX_DEPTH {
             return Err(too_much());
         }
-        let Some(node) = self.checkpoint.nodes.get(&id) else { return Ok(()) };
-        let items: Vec<(String, Id)> = match node {
+        let checkpoint = self.checkpoint;
+        let Some(node) = checkpoint.nodes.get(&id) else { return Ok(()) };
+        match node {
             Node::Tensor(tensor) | Node::Parameter { tensor, .. } => {
                 self.tensors = self.tensors.checked_sub(1).ok_or_else(too_much)?;
                 let nameless = || Malformed::new("file holds one tensor without a name");
                 self.found.push((name.ok_or_else(nameless)?.to_owned(), *tensor));
-                return Ok(());
+                Ok(())
             }
             Node::Module(inner) | Node::Same(inner) => {
-                return self.within(id, |names| names.enter(*inner, name));
+                self.within(id, |names| names.enter(*inner, name))
             }
-            Node::Dict(items) | Node::OrderedDict(items, _) => {
-                items.iter().filter_map(|&(key, value)| Some((self.key(key)?, value))).collect()
-            }
-            Node::List(items) | Node::Tuple(items) => {
-                items.iter().enumerate().map(|(at, &item)| (at.to_string(), item)).collect()
-            }
-            _ => return Ok(()),
-        };
-        self.within(id, |names| {
-            for (key, item) in items {
-                let joined = match name {
-                    Some(name) => format!("{name}.{key}"),
-                    None => key,
-                };
-                names.enter(item, Some(&joined))?;
-            }
-            Ok(())
-        })
+            Node::Dict(items) | Node::OrderedDict(items, _) => self.within(id, |names| {
+                for &(key, value) in items {
+                    if let Some(key) = names.key(key)? {
+                        names.enter(value, Some(&joined(name, &key)))?;
+                    }
+                }
+                Ok(())
+            }),
+            Node::List(items) | Node::Tuple(items) => self.within(id, |names| {
+                for (at, &item) in items.iter().enumerate() {
+                    names.enter(item, Some(&joined(name, &at.to_string())))?;
+                }
+                Ok(())
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn within(
@@ -136,12 +135,23 @@ impl Names<'_> {
     }
 
     /// The part of a name that a key makes, if it can make one.
-    fn key(&self, id: Id) -> Option<String> {
-        match self.checkpoint.nodes.get(&id)? {
-            Node::Str(text) => Some(text.clone()),
-            Node::Int(number) => Some(number.to_string()),
-            _ => None,
+    fn key(&mut self, id: Id) -> Result<Option<String>, Malformed> {
+        match self.checkpoint.nodes.get(&id) {
+            Some(Node::Str(text)) => {
+                let too_much = || Malformed::new("values are nested too much to be named");
+                self.bytes = self.bytes.checked_sub(text.len()).ok_or_else(too_much)?;
+                Ok(Some(text.clone()))
+            }
+            Some(Node::Int(number)) => Ok(Some(number.to_string())),
+            _ => Ok(None),
         }
+    }
+}
+
+fn joined(name: Option<&str>, key: &str) -> String {
+    match name {
+        Some(name) => format!("{name}.{key}"),
+        None => key.to_owned(),
     }
 }
 

@@ -87,8 +87,19 @@ impl Sink {
         let Self { name, target, directory, temporary } = self;
         let failed = |error| Error::io(ACTION, &name, error);
         temporary.as_file().sync_all().map_err(failed)?;
+        // Opened before the rename, and not needed for it: a directory that may be written but not
+        // read cannot be synced by us.
+        let directory = File::open(&directory).ok();
         temporary.persist(&target).map_err(|refused| failed(refused.error))?;
-        File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)
+        match directory.map_or(Ok(()), |directory| directory.sync_all()) {
+            // A file system that does not sync directories has nothing to be told.
+            Err(error)
+                if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) =>
+            {
+                Err(failed(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -325,6 +325,8 @@ def test_encryption_asked_for_by_the_environment(
         veturboio.save_file(STATE, tmp_path / "new")
     with pytest.raises(NotImplementedError, match="use_cipher"):
         veturboio.save_model(torch.nn.Linear(2, 2), tmp_path / "new")
+    with pytest.raises(NotImplementedError, match="use_cipher"):
+        torch.ops.veturboio.save(STATE, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
     assert torch.equal(veturboio.load(model, use_cipher=False)["a"], STATE["a"])
     for off in ("0", ""):

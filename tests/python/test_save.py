@@ -264,6 +264,17 @@ for state in ({{"fine": torch.ones(2), "the culprit": tensor}}, {{"the culprit":
     assert list(target.parent.iterdir()) == []
 
 
+def test_wrappers_of_other_tensors_are_refused(target: Path) -> None:
+    """Their own storages are stand-ins at no address, which must not pass for shared memory."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    state = {name: TwoTensor(torch.ones(3), torch.zeros(3)) for name in ("a", "b")}
+    for options in ({}, {"force_save_shared_tensor": True}, {"force_clone_shared_tensor": True}):
+        with pytest.raises(ValueError, match='"a": has no memory of its own'):
+            veturboio.save_file(state, target, **options)
+    assert list(target.parent.iterdir()) == []
+
+
 VALUES = {"number": 3, "list": [1.0], "none": None, "string": "x", "dict": {}, "dtype": torch.int8}
 
 

@@ -108,6 +108,16 @@ def only_torch() -> bytes:
 
 
 #: What the pickle machine does with them is the same by every door.
+def one_key(key: bytes) -> bytes:
+    """A dict of one key, which Python hashes with all that it holds."""
+    return zipped(p.EMPTY_DICT + key + p.NONE + p.SETITEM)
+
+
+def again(first: bytes, then: bytes, times: int) -> bytes:
+    """A list of what is made over and over from one value, which stands under 0."""
+    return zipped(first + p.put(0) + p.POP + p.listed(*[then] * times))
+
+
 PICKLES = {
     "marks": Bomb(repeated(p.MARK), "marks"),
     "dups": Bomb(repeated(p.DUP, p.NONE), "values"),
@@ -122,6 +132,36 @@ PICKLES = {
 }
 
 BOMBS = {
+    "a-key-of-doubled-tuples": Bomb(lambda: one_key(b"K\1" + (p.DUP + p.TUPLE2) * 60), "too large"),
+    "a-key-of-nested-tuples": Bomb(
+        lambda: one_key(p.EMPTY_TUPLE + p.TUPLE1 * 1_000_000), "too large"
+    ),
+    "a-name-over-and-over": Bomb(
+        lambda: again(p.text("x" * 1_000_000), p.get(0) * 2 + b"\x93", 4000), "pickle uses"
+    ),
+    "a-size-over-and-over": Bomb(
+        lambda: again(p.numbers(*[1] * 20_000), p.call(p.name("torch", "Size"), p.get(0)), 3000),
+        "too often",
+    ),
+    "a-shape-over-and-over": Bomb(
+        lambda: again(
+            p.numbers(*[1] * 50_000),
+            p.tensor(p.storage(), p.integer(0), p.get(0), p.get(0)),
+            500,
+        ),
+        "too often",
+    ),
+    "a-key-over-and-over": Bomb(
+        lambda: again(
+            p.text("k" * 200_000),
+            p.EMPTY_DICT + p.get(0) + p.tensor(p.storage()) + p.SETITEM,
+            6000,
+        ),
+        None,
+    ),
+    "a-bytearray-of-a-gigabyte": Bomb(
+        lambda: zipped(p.call(p.name("builtins", "bytearray"), p.integer(1 << 30))), "arguments"
+    ),
     "a-list-of-three-million": Bomb(
         lambda: zipped(p.EMPTY_LIST + p.MARK + p.NONE * 3_000_000 + p.APPENDS), None
     ),
