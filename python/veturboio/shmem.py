@@ -56,7 +56,7 @@ def load_to_shmem(
         finally:
             # The segment cannot be closed while a tensor looks at it, and a traceback may hold
             # this one for long.
-            content.set_()
+            content.set_(torch.UntypedStorage())
     except BaseException:
         shmem.close()
         shmem.unlink()
