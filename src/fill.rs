@@ -51,7 +51,8 @@ pub(crate) fn fill(path: &Path, num_thread: usize, targets: &dyn StateDict) -> R
                 let len = byte_len(tensor, &views[target]) as usize;
                 // SAFETY: `writable` vouches for a contiguous tensor, of at least this many bytes
                 // (`matched`), which the StateDict keeps alive; no two overlap
-                // (`refuse_overlaps`, twins left out). That nobody else uses them meanwhile is the caller's part.
+                // (`refuse_overlaps`, twins left out). That nobody else uses them meanwhile is the
+                // caller's part.
                 #[allow(unsafe_code)]
                 let bytes = unsafe { std::slice::from_raw_parts_mut(memory, len) };
                 let cuts = bytes.chunks_mut(plan::SEGMENT_LEN as usize);
@@ -136,10 +137,10 @@ fn matched(
     views.iter().map(check).collect()
 }
 
-/// Bytes of a tensor's elements, whose dtype is the view's.
+/// Bytes of a tensor's elements, whose dtype is the view's; `u64::MAX` where there are more, as
+/// there may be of a tensor that is expanded from a few.
 fn byte_len(tensor: &plan::Tensor, view: &Tensor) -> u64 {
-    // The product was checked when the file was read.
-    tensor.shape.iter().product::<i64>() as u64 * view.item_size
+    tensor.shape.iter().fold(view.item_size, |len, &size| len.saturating_mul(size as u64))
 }
 
 /// Two targets may share memory only if they take the very same bytes: tied weights. Returns the

