@@ -23,6 +23,10 @@ TORCH := $(VENV)/requirements.stamp
 TOOLS := $(VENV)/requirements-dev.stamp
 INSTALLED := $(VENV)/veturboio.stamp
 
+# The libraries that veturboio is measured beside, in an environment of their own.
+RIVALS := build/bench/venv-rivals
+RIVALS_INSTALLED := $(RIVALS)/requirements.stamp
+
 # setup.py names torch's directory to torch-sys in the same words: cargo would compile torch-sys
 # anew for others. Programs of cargo, unlike the installed library, find libtorch by LD_LIBRARY_PATH.
 TORCH_DIR = $$($(BIN)/python -c 'import importlib.util as u, os; \
@@ -95,7 +99,7 @@ fmt: $(TOOLS) ## format all sources
 	$(BIN)/ruff format $(PYTHON_FILES)
 
 .PHONY: bench
-bench: $(INSTALLED) $(TOOLS) ## measure load and save beside safetensors and torch
+bench: $(INSTALLED) $(TOOLS) $(RIVALS_INSTALLED) ## measure load and save beside other libraries and bare system calls
 	$(BIN)/python -m bench
 
 .PHONY: install
@@ -133,6 +137,14 @@ $(TORCH): requirements.txt $(MADE) | check-tools
 
 $(TOOLS): requirements-dev.txt $(TORCH)
 	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+# torch is not installed again: what is not here is looked for where the project's tools are.
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+$(RIVALS_INSTALLED): bench/requirements.txt $(TORCH)
+	$(BIN)/python -m venv --clear $(RIVALS)
+	$(RIVALS)/bin/python -m pip --disable-pip-version-check install --no-deps -r bench/requirements.txt
+	$(BIN)/python -c '$(SITE_PACKAGES)' >"$$($(RIVALS)/bin/python -c '$(SITE_PACKAGES)')/project.pth"
 	@touch $@
 
 $(INSTALLED): $(SOURCES) $(TORCH) | check-tools

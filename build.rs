@@ -5,8 +5,9 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: [&str; 3] = ["csrc/ops.cpp", "csrc/state_dict.cpp", "csrc/tensor.cpp"];
-const HEADERS: [&str; 3] = ["csrc/error.h", "csrc/state_dict.h", "csrc/tensor.h"];
+const SOURCES: [&str; 4] =
+    ["csrc/helper.cpp", "csrc/ops.cpp", "csrc/state_dict.cpp", "csrc/tensor.cpp"];
+const HEADERS: [&str; 4] = ["csrc/error.h", "csrc/helper.h", "csrc/state_dict.h", "csrc/tensor.h"];
 
 fn main() {
     for file in SOURCES.iter().chain(&HEADERS) {
@@ -26,6 +27,8 @@ fn main() {
         .flag(&include)
         .flag("-Wall")
         .flag("-Wextra")
+        // GCC 12 sees a write past the end in torch's reference counts, where there is none.
+        .flag("-Wno-stringop-overflow")
         .link_lib_modifier("+whole-archive")
         .compile("veturboio_border");
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 from bench import chart, report
 from bench.cases import CASES, CHECKPOINT, Case, quick
 from bench.libraries import LIBRARIES
-from bench.runner import ROOT, Settings, run_case
+from bench.runner import ROOT, CaseRefusedError, CaseSkippedError, Settings, run_case
 
 RESULTS = ROOT / "bench" / "results"
 DATA = ROOT / "build" / "bench"
@@ -30,11 +31,28 @@ def main() -> None:
             checkpoint=arguments.checkpoint,
             libraries=tuple(arguments.library or LIBRARIES),
         )
-        for case in _chosen(arguments):
-            report.store(run_case(case, settings), arguments.output)
+        whole = _run(_chosen(arguments), settings, arguments.output)
+    else:
+        whole = True
     _publish(arguments.output)
     if arguments.clean:
         _clean(arguments.data)
+    if not whole:
+        raise SystemExit(1)
+
+
+def _run(cases: list[Case], settings: Settings, output: Path) -> bool:
+    """Run and store one case after the other; False where one was refused."""
+    whole = True
+    for case in cases:
+        try:
+            report.store(run_case(case, settings), output)
+        except CaseSkippedError as reason:
+            print(f"  {case.name}: skipped, {reason}", file=sys.stderr)
+        except CaseRefusedError as reason:
+            print(f"  {case.name}: refused, {reason}", file=sys.stderr)
+            whole = False
+    return whole
 
 
 def _arguments() -> argparse.Namespace:
@@ -83,17 +101,17 @@ def _chosen(arguments: argparse.Namespace) -> list[Case]:
 def _publish(folder: Path) -> None:
     """Print the table; the stored results proper also go to the chart and the texts."""
     results = report.load_results(folder)
-    print(report.page(results, None))
+    print(report.page(results))
     if folder.resolve() != RESULTS:
         return
     published = [result for result in results if result["published"]]
     (folder / "chart.svg").write_text(chart.draw(published))
-    report.insert(ROOT / "README.md", report.page(published, "bench/results/chart.svg"))
-    report.insert(ROOT / "docs" / "performance.md", report.page(results, None))
+    report.insert(ROOT / "README.md", report.overview(published, "bench/results/chart.svg"))
+    report.insert(ROOT / "docs" / "performance.md", report.page(results))
 
 
 def _clean(folder: Path) -> None:
-    for pattern in ("*.safetensors", "*.pt", "*.part"):
+    for pattern in ("*.safetensors", "*.pt", "*.part", "mounted/*"):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -73,11 +73,17 @@ class Condition:
             return self.resident == 1.0 and (self.single is None or self.single >= 0.95)
         return True
 
+    def certain(self, state: State) -> bool:
+        """Tell whether this is the wanted state, and the folios of a file of some size prove it."""
+        return self.large is not None and self.size >= 64 << 20 and self.reached(state)
+
 
 def bring(path: Path, state: State) -> Condition:
     """Bring the cached pages of ``path`` into ``state`` and tell what was really reached."""
-    if state is State.AS_IS:
-        return inspect(path)
+    if state is not State.COLD:
+        condition = inspect(path)
+        if state is State.AS_IS or condition.certain(state):
+            return condition
     for _attempt in range(3):
         evict(path)
         if state is not State.COLD:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from html import escape
 
-from bench.libraries import OURS
-from bench.report import Result, duration, label, median
+from bench.figures import Result, duration, label, median
+from bench.libraries import ALL_OURS, LIBRARIES
 
-WIDTH, NAMES, VALUES = 760, 190, 80
+WIDTH, NAMES, VALUES = 760, 236, 80
 BAR, STEP, HEADING, GAP = 16, 22, 26, 14
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
 .heading { font-weight: 600 }
-.ours { fill: #d9480f } .rival { fill: #8c959f }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .rival { fill: #6e7681 } }
+.ours { fill: #d9480f } .rival { fill: #8c959f } .bare { fill: #d0d7de }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .rival { fill: #6e7681 } .bare { fill: #444c56 }
+}
 """
 
 
@@ -22,14 +24,15 @@ def draw(results: list[Result]) -> str:
     shapes: list[str] = []
     top = GAP
     for result in results:
-        medians = {library: median(result, library) for library in result["runs"]}
+        found = {library: median(result, library) for library in result["runs"]}
+        medians = {library: seconds for library, seconds in found.items() if seconds is not None}
         if not medians:
             continue
         shapes.append(_text(0, top + 13, result["title"], "heading"))
         top += HEADING
         for library, seconds in medians.items():
             share = seconds / max(medians.values())
-            shapes += _bar(top, label(result, library), share, seconds, library == OURS)
+            shapes += _bar(top, label(result, library), share, seconds, _kind(library))
             top += STEP
         top += GAP
     return (
@@ -40,9 +43,16 @@ def draw(results: list[Result]) -> str:
     )
 
 
-def _bar(top: int, name: str, share: float, seconds: float, ours: bool) -> list[str]:
+def _kind(library: str) -> str:
+    """The class of a bar: ours, another library, or bare system calls."""
+    if library in ALL_OURS:
+        return "ours"
+    row = LIBRARIES.get(library)
+    return "bare" if row is not None and row.program is not None else "rival"
+
+
+def _bar(top: int, name: str, share: float, seconds: float, kind: str) -> list[str]:
     length = max(1.0, share * (WIDTH - NAMES - VALUES))
-    kind = "ours" if ours else "rival"
     return [
         _text(NAMES - 8, top + 13, name, anchor="end"),
         f'<rect class="{kind}" x="{NAMES}" y="{top}" width="{length:.1f}" height="{BAR}" rx="2"/>',

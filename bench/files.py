@@ -6,6 +6,7 @@ veturboio, so that nobody reads a layout that suits him alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
+ITEM_SIZES = {"bfloat16": 2, "float32": 4}
 NOISE = 1 << 20  # elements of random noise that are repeated to fill the tensors
 
 
@@ -55,6 +57,7 @@ CONTENTS = {
     content.name: content
     for content in (
         Content("decoder-2g", "bfloat16", lambda: decoder(32, 1664, 4608, 512, 32000)),
+        Content("decoder-1g", "bfloat16", lambda: decoder(14, 1664, 4608, 512, 34000)),
         Content("decoder-quick", "bfloat16", lambda: decoder(2, 128, 352, 64, 1000)),
         Content("small-100k", "float32", lambda: small(100_000, 16)),
         Content("small-quick", "float32", lambda: small(500, 16)),
@@ -80,6 +83,12 @@ def tensors(content: Content) -> dict[str, torch.Tensor]:
             part.copy_(noise[shift : shift + part.numel()])
         made[name] = tensor
     return made
+
+
+def size(content: Content) -> int:
+    """The bytes of all tensors of a content; neither they nor torch are needed for it."""
+    elements = sum(math.prod(shape) for _name, shape in content.shapes())
+    return elements * ITEM_SIZES[content.dtype]
 
 
 def from_checkpoint(path: Path) -> dict[str, torch.Tensor]:

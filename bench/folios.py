@@ -22,6 +22,7 @@ from typing import Any
 
 from bench import cache, machine, memory, report
 from bench.cache import MADV_POPULATE_READ, State, libc
+from bench.figures import duration
 from bench.runner import ROOT
 
 STORED = ROOT / "bench" / "results" / "page-cache.json"
@@ -130,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| How the file came into the cache | Typical folio | " + " | ".join(WAYS) + " |"]
     lines.append("|---|---:|" + "---:|" * len(WAYS))
     for row in result["rows"]:
-        medians = [report.duration(statistics.median(row["seconds"][way])) for way in WAYS]
+        medians = [duration(statistics.median(row["seconds"][way])) for way in WAYS]
         folio = "unknown" if row["typical"] is None else f"{row['typical'] >> 10} KiB"
         lines.append(f"| {row['condition']} | {folio} | " + " | ".join(medians) + " |")
     size = f"Medians for a file of {result['size'] >> 20} MiB"

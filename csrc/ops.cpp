@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "veturboio/csrc/error.h"
+#include "veturboio/csrc/helper.h"
 #include "veturboio/csrc/state_dict.h"
 #include "veturboio/csrc/tensor.h"
 #include "veturboio/src/ffi.rs.h"
@@ -31,6 +32,7 @@ void raise(const rust::Error& error) {
 
 namespace {
 
+using MaybeHelper = std::optional<HelperPtr>;
 using TensorDict = c10::Dict<std::string, at::Tensor>;
 using StringDict = c10::Dict<std::string, std::string>;
 
@@ -39,14 +41,67 @@ rust::Slice<const std::uint8_t> path(const std::string& file) {
   return {reinterpret_cast<const std::uint8_t*>(file.data()), file.size()};
 }
 
-Loaded load_file(const std::string& file, const at::Device& device, std::int64_t num_thread,
-                 bool use_direct_io, bool structured) {
-  const LoadRequest request{.num_thread = num_thread,
-                            .header_only = device.is_meta(),
-                            .structured = structured,
-                            .use_direct_io = use_direct_io};
-  return calling([&] { return load(path(file), request); });
+// The caller's helper, or one for this call alone.
+HelperPtr helper_or_own(const MaybeHelper& helper) {
+  return helper.has_value() ? *helper : c10::make_intrusive<IOHelper>(kHelperBytes);
 }
+
+// A load says of a helper what memory it is for, and asks for what there is.
+void check_helper(const std::string& file, const MaybeHelper& helper, const at::Device& device,
+                  bool use_pinmem) {
+  if (helper.has_value()) {
+    calling([&] { agree((*helper)->buffers(), path(file), use_pinmem); });
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(!use_pinmem || device.is_cpu() || device.is_meta(),
+                              "use_pinmem is not implemented yet");
+}
+
+std::int64_t* counters(const std::optional<at::Tensor>& progress) {
+  if (!progress.has_value()) {
+    return nullptr;
+  }
+  TORCH_CHECK_VALUE(progress->is_cpu() && progress->scalar_type() == at::kLong &&
+                        progress->is_contiguous() && progress->numel() == 2,
+                    "progress must be an int64[2] tensor on the CPU");
+  return progress->mutable_data_ptr<std::int64_t>();
+}
+
+// What is wanted of a file, as the operators take it.
+struct Wanted {
+  std::int64_t num_thread;
+  bool use_direct_io;
+  std::optional<std::string> way;
+  std::optional<std::vector<std::string>> names;
+  std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices;
+
+  LoadRequest request(const at::Device& device, bool structured) const {
+    LoadRequest request{.num_thread = num_thread,
+                        .header_only = device.is_meta(),
+                        .structured = structured,
+                        .use_direct_io = use_direct_io,
+                        .way = way.value_or(""),
+                        .some = names.has_value(),
+                        .names = {},
+                        .slices = {}};
+    if (names.has_value()) {
+      for (const std::string& name : *names) {
+        request.names.push_back(name);
+      }
+    }
+    if (slices.has_value()) {
+      for (const auto& entry : *slices) {
+        const std::vector<std::int64_t> cuts = entry.value();
+        TORCH_CHECK_VALUE(cuts.size() % 3 == 0,
+                          "slices has dimension, start and stop for each cut, and not ",
+                          cuts.size(), " numbers");
+        for (std::size_t i = 0; i < cuts.size(); i += 3) {
+          request.slices.push_back(SliceSpec{entry.key(), cuts[i], cuts[i + 1], cuts[i + 2]});
+        }
+      }
+    }
+    return request;
+  }
+};
 
 // The tensors of a load on their device; they take its region.
 std::vector<at::Tensor> tensors_on(const at::Device& device, Loaded& loaded) {
@@ -74,19 +129,22 @@ TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
 }
 
 // Fills the caller's tensors: the core those in host memory, torch what it leaves.
-void fill_tensors(const std::string& file, std::int64_t num_thread, const TensorDict& targets) {
+void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDict& targets,
+                  const IOHelper& helper, std::int64_t* progress) {
   StateDict tensors;
   for (const auto& entry : targets) {
     const at::Tensor tensor = entry.value();
     tensors.push(entry.key(), &tensor);
   }
+  const LoadRequest request = wanted.request(at::kCPU, /*structured=*/false);
   const rust::Vec<std::size_t> left =
-      calling([&] { return fill(path(file), num_thread, tensors); });
+      calling([&] { return fill(path(file), request, tensors, helper.buffers(), progress); });
   if (left.empty()) {
     return;
   }
   const at::NoGradGuard no_grad;
-  Loaded loaded = load_file(file, at::kCPU, num_thread, false, /*structured=*/false);
+  Loaded loaded =
+      calling([&] { return load(path(file), request, helper.buffers(), /*progress=*/nullptr); });
   const TensorDict sources = named(loaded, tensors_on(at::kCPU, loaded));
   for (const std::size_t index : left) {
     const auto& [name, target] = tensors.at(index);
@@ -97,33 +155,42 @@ void fill_tensors(const std::string& file, std::int64_t num_thread, const Tensor
 
 TensorDict load_op(const std::string& file, const std::optional<at::Device>& map_location,
                    std::int64_t num_thread, bool use_direct_io,
-                   const std::optional<TensorDict>& state_dict) {
+                   const std::optional<TensorDict>& state_dict, bool use_pinmem,
+                   const MaybeHelper& helper, std::optional<std::string> way,
+                   std::optional<std::vector<std::string>> names,
+                   std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+                   const std::optional<at::Tensor>& progress) {
+  const at::Device device = map_location.value_or(at::kCPU);
+  check_helper(file, helper, device, use_pinmem);
+  const HelperPtr lender = helper_or_own(helper);
+  const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
+                      std::move(slices)};
   if (state_dict.has_value()) {
-    fill_tensors(file, num_thread, *state_dict);
+    TORCH_CHECK_VALUE(!wanted.names.has_value() && !wanted.slices.has_value(),
+                      "state_dict cannot be combined with names or slices");
+    fill_tensors(file, wanted, *state_dict, *lender, counters(progress));
     return *state_dict;
   }
-  const at::Device device = map_location.value_or(at::kCPU);
-  Loaded loaded = load_file(file, device, num_thread, use_direct_io, /*structured=*/false);
+  const LoadRequest request = wanted.request(device, /*structured=*/false);
+  Loaded loaded = calling(
+      [&] { return load(path(file), request, lender->buffers(), counters(progress)); });
   return named(loaded, tensors_on(device, loaded));
-}
-
-void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
-                   bool use_direct_io) {
-  TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
-                    "bytes must be a contiguous uint8 tensor on the CPU");
-  const LoadRequest request{.num_thread = num_thread,
-                            .header_only = false,
-                            .structured = false,
-                            .use_direct_io = use_direct_io};
-  const rust::Slice<std::uint8_t> memory(bytes.mutable_data_ptr<std::uint8_t>(), bytes.numel());
-  calling([&] { fill_bytes(path(file), request, memory); });
 }
 
 std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     const std::string& file, const std::optional<at::Device>& map_location, std::int64_t num_thread,
-    bool use_direct_io) {
+    bool use_direct_io, bool use_pinmem, const MaybeHelper& helper, std::optional<std::string> way,
+    std::optional<std::vector<std::string>> names,
+    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+    const std::optional<at::Tensor>& progress) {
   const at::Device device = map_location.value_or(at::kCPU);
-  Loaded loaded = load_file(file, device, num_thread, use_direct_io, /*structured=*/true);
+  check_helper(file, helper, device, use_pinmem);
+  const HelperPtr lender = helper_or_own(helper);
+  const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
+                      std::move(slices)};
+  const LoadRequest request = wanted.request(device, /*structured=*/true);
+  Loaded loaded = calling(
+      [&] { return load(path(file), request, lender->buffers(), counters(progress)); });
   std::vector<at::Tensor> tensors = tensors_on(device, loaded);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {
@@ -132,20 +199,31 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
   return {std::move(state_dict), std::move(tensors), std::string(loaded.structure)};
 }
 
-std::int64_t* counters(const std::optional<at::Tensor>& progress) {
-  if (!progress.has_value()) {
-    return nullptr;
-  }
-  TORCH_CHECK_VALUE(progress->is_cpu() && progress->scalar_type() == at::kLong &&
-                        progress->is_contiguous() && progress->numel() == 2,
-                    "progress must be an int64[2] tensor on the CPU");
-  return progress->mutable_data_ptr<std::int64_t>();
+void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
+                   bool use_direct_io, const MaybeHelper& helper) {
+  TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
+                    "bytes must be a contiguous uint8 tensor on the CPU");
+  const Wanted wanted{num_thread, use_direct_io, {}, {}, {}};
+  const LoadRequest request = wanted.request(at::kCPU, /*structured=*/true);
+  const HelperPtr lender = helper_or_own(helper);
+  const rust::Slice<std::uint8_t> memory(bytes.mutable_data_ptr<std::uint8_t>(), bytes.numel());
+  calling([&] { fill_bytes(path(file), request, memory, lender->buffers()); });
+}
+
+std::string explain_op(const std::string& file, std::int64_t num_thread, bool use_direct_io,
+                       std::optional<std::string> way,
+                       std::optional<std::vector<std::string>> names,
+                       std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices) {
+  const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
+                      std::move(slices)};
+  const LoadRequest request = wanted.request(at::kCPU, /*structured=*/false);
+  return std::string(calling([&] { return explain(path(file), request); }));
 }
 
 void save_op(const TensorDict& state_dict, const std::string& file,
              const std::optional<StringDict>& metadata, bool force_contiguous,
              bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
-             const std::optional<at::Tensor>& progress) {
+             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable) {
   StateDict tensors;
   for (const auto& entry : state_dict) {
     const at::Tensor tensor = entry.value();
@@ -157,6 +235,7 @@ void save_op(const TensorDict& state_dict, const std::string& file,
       .force_save_shared_tensor = force_save_shared_tensor,
       .force_clone_shared_tensor = force_clone_shared_tensor,
       .num_thread = num_thread,
+      .durable = durable,
   };
   if (metadata.has_value()) {
     for (const auto& entry : *metadata) {
@@ -164,8 +243,11 @@ void save_op(const TensorDict& state_dict, const std::string& file,
     }
   }
   std::int64_t* const watched = counters(progress);
-  calling([&] { save(tensors, path(file), request, watched); });
+  const HelperPtr lender = helper_or_own(helper);
+  calling([&] { save(tensors, path(file), request, lender->buffers(), watched); });
 }
+
+HelperPtr init_io_helper_op(std::int64_t nbytes) { return c10::make_intrusive<IOHelper>(nbytes); }
 
 StringDict metadata_op(const std::string& file) {
   StringDict entries;
@@ -184,6 +266,8 @@ std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> t
   return {std::string(failure.kind), failure.errno_, tensor, std::string(failure.reason)};
 }
 
+void ask_for_interrupts_op(std::int64_t address) { ask_for_interrupts(address); }
+
 void provoke_panic_op(const std::string& text) {
   calling([&] { provoke_panic(text); });
 }
@@ -194,36 +278,68 @@ void define(torch::Library& library, const char* schema, Function function) {
 }
 
 TORCH_LIBRARY(veturboio, m) {
+  // Memory that is kept from one load or save to the next, `nbytes` bytes at most. Saved with a
+  // module, it comes back empty.
+  m.class_<IOHelper>("IOHelper")
+      .def(torch::init<std::int64_t>(), "", {torch::arg("nbytes") = kHelperBytes})
+      .def("nbytes", &IOHelper::nbytes)
+      .def("capacity", &IOHelper::capacity)
+      .def("close", &IOHelper::close)
+      .def_pickle([](const HelperPtr& helper) { return helper->capacity(); },
+                  [](std::int64_t capacity) { return c10::make_intrusive<IOHelper>(capacity); });
+
+  // The same for C++ programs, to which no class can be handed.
+  define(m,
+         "init_io_helper(int nbytes=268435456) -> __torch__.torch.classes.veturboio.IOHelper",
+         &init_io_helper_op);
+
   // Loads a safetensors or PyTorch file. The tensors of a PyTorch file get the names that lead to
   // them, joined by dots; what is no tensor is left out. `map_location`: the device of the tensors,
   // the CPU by default; `meta` reads the header alone. `num_thread`: upper bound of reader threads.
   // `use_direct_io` reads past the page cache, where the file system allows it. `state_dict`:
-  // tensors to be filled in place, and returned.
+  // tensors to be filled in place, and returned. `use_pinmem`: through page-locked memory, for a
+  // device. `helper`: keeps the memory that a load needs beside its tensors. `way`: auto (or the
+  // variable VETURBOIO_WAY), map, read, direct or uring. `names`: the tensors wanted. `slices`: of
+  // some tensors, dimension, start and stop for each cut; what is not wanted is not read.
+  // `progress`: as for save.
   define(m,
          "load(str file, *, Device? map_location=None, int num_thread=32, "
-         "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None) -> Dict(str, Tensor)",
+         "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False, "
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
+         "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None) "
+         "-> Dict(str, Tensor)",
          &load_op);
 
   // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
   // the values that hold them as JSON. A safetensors file has neither, and a PyTorch file no names.
   define(m,
          "_load_values(str file, *, Device? map_location=None, int num_thread=32, "
-         "bool use_direct_io=False) -> "
+         "bool use_direct_io=False, bool use_pinmem=False, "
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
+         "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None) -> "
          "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
          &load_values_op);
 
   // Reads a file as it is into a uint8[length] CPU tensor, once it has been found well formed.
   define(m,
-         "_load_bytes(str file, Tensor bytes, *, int num_thread=32, bool use_direct_io=False) "
-         "-> ()",
+         "_load_bytes(str file, Tensor bytes, *, int num_thread=32, bool use_direct_io=False, "
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None) -> ()",
          &load_bytes_op);
+
+  // Says in a sentence which way a load would take, and why.
+  define(m,
+         "explain(str file, *, int num_thread=32, bool use_direct_io=False, str? way=None, "
+         "str[]? names=None, Dict(str, int[])? slices=None) -> str",
+         &explain_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
   // int64[2] CPU tensor that is told the bytes done and the bytes in all while they move.
+  // `durable`: the file is on the disk when the call returns.
   define(m,
          "save(Dict(str, Tensor) state_dict, str file, *, Dict(str, str)? metadata=None, "
          "bool force_contiguous=True, bool force_save_shared_tensor=False, "
-         "bool force_clone_shared_tensor=False, int num_thread=32, Tensor? progress=None) -> ()",
+         "bool force_clone_shared_tensor=False, int num_thread=32, Tensor? progress=None, "
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True) -> ()",
          &save_op);
 
   // The free-form strings that a safetensors file holds.
@@ -232,6 +348,10 @@ TORCH_LIBRARY(veturboio, m) {
   // What the last failed call on this thread failed on: kind, errno, tensor, reason. Python makes
   // its exceptions from it. Asking forgets.
   define(m, "_take_failure() -> (str kind, int errno, str? tensor, str reason)", &take_failure_op);
+
+  // Has a C function, `int (*)(void)`, asked on the main thread during loads and saves whether to
+  // stop. For Python's signals.
+  define(m, "_ask_for_interrupts(int address) -> ()", &ask_for_interrupts_op);
 
   // Panics in the core. For the tests: a panic must arrive here as an error.
   define(m, "_provoke_panic(str text) -> ()", &provoke_panic_op);

@@ -4,7 +4,10 @@
 //! directory`), and names the tensor where there is one. The text is the same in Rust, C++,
 //! TorchScript and Python, because TorchScript keeps nothing of an error but its text.
 
-use crate::format::{cut, shown, Malformed};
+use crate::{
+    format::{cut, shown, Malformed},
+    watch::Stopped,
+};
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -24,6 +27,8 @@ pub enum Kind {
     NotImplemented,
     /// The caller's arguments cannot be honoured.
     InvalidArgument,
+    /// The caller stopped it.
+    Interrupted,
     /// A bug of this library, caught before it could do harm.
     Internal,
 }
@@ -36,6 +41,7 @@ impl Kind {
             Self::Unsupported => "unsupported",
             Self::NotImplemented => "not implemented",
             Self::InvalidArgument => "invalid argument",
+            Self::Interrupted => "interrupted",
             Self::Internal => "internal",
         }
     }
@@ -63,6 +69,9 @@ impl Error {
     pub(crate) fn io(action: &'static str, file: &Path, cause: io::Error) -> Self {
         if cause.kind() == io::ErrorKind::UnexpectedEof {
             return Self::format(file, Malformed::new("file became shorter while it was read"));
+        }
+        if cause.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
+            return Self::new(Kind::Interrupted, action, file, Stopped.into());
         }
         // Any other error without a number is the standard library's own refusal, such as of a
         // path with a NUL in it.

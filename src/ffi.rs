@@ -8,11 +8,18 @@
 #![allow(unsafe_code)]
 
 use crate::{
+    buffers,
+    choice::Wish,
     error::{Error, Result},
-    memory::{self, Way},
+    format::shown,
+    memory,
     plan::{self, Place},
     save::SaveOptions,
+    select::Selection,
+    slice::Cut,
     tensors,
+    watch::Watch,
+    ways::Way,
 };
 use std::{
     any::Any,
@@ -21,7 +28,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     panic::{catch_unwind, AssertUnwindSafe},
     path::Path,
-    sync::atomic::AtomicI64,
+    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
 };
 
 pub(crate) use bridge::Tensor;
@@ -33,6 +40,20 @@ pub(crate) mod bridge {
         header_only: bool,
         structured: bool,
         use_direct_io: bool,
+        /// A way by name; empty leaves the choice to the core.
+        way: String,
+        /// Whether `names` says which tensors are wanted.
+        some: bool,
+        names: Vec<String>,
+        slices: Vec<SliceSpec>,
+    }
+
+    /// What is wanted of one dimension of a tensor.
+    struct SliceSpec {
+        name: String,
+        dim: i64,
+        start: i64,
+        stop: i64,
     }
 
     /// Bytes of a load: `offset` counts in the map, or in the copies if `copied`.
@@ -101,6 +122,7 @@ pub(crate) mod bridge {
         force_save_shared_tensor: bool,
         force_clone_shared_tensor: bool,
         num_thread: i64,
+        durable: bool,
     }
 
     /// The last failure of a thread: `kind` is empty if there was none.
@@ -117,11 +139,33 @@ pub(crate) mod bridge {
         type Region;
 
         fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8>;
-        fn load(file: &[u8], request: &LoadRequest) -> Result<Loaded>;
+        /// # Safety
+        /// `progress` is null or points to two aligned integers that outlive the call.
+        unsafe fn load(
+            file: &[u8],
+            request: &LoadRequest,
+            buffers: &Buffers,
+            progress: *mut i64,
+        ) -> Result<Loaded>;
         /// Fills tensors in place; returns the positions of those that are left to be copied.
-        fn fill(file: &[u8], num_thread: i64, targets: &StateDict) -> Result<Vec<usize>>;
+        /// # Safety
+        /// As [`load`].
+        unsafe fn fill(
+            file: &[u8],
+            request: &LoadRequest,
+            targets: &StateDict,
+            buffers: &Buffers,
+            progress: *mut i64,
+        ) -> Result<Vec<usize>>;
         /// Reads a well-formed file, as it is, into memory of its length.
-        fn fill_bytes(file: &[u8], request: &LoadRequest, bytes: &mut [u8]) -> Result<()>;
+        fn fill_bytes(
+            file: &[u8],
+            request: &LoadRequest,
+            bytes: &mut [u8],
+            buffers: &Buffers,
+        ) -> Result<()>;
+        /// Says in a sentence which way a load would take, and why.
+        fn explain(file: &[u8], request: &LoadRequest) -> Result<String>;
         fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
         /// # Safety
         /// `progress` is null or points to two aligned integers that outlive the call.
@@ -129,11 +173,25 @@ pub(crate) mod bridge {
             tensors: &StateDict,
             file: &[u8],
             request: &SaveRequest,
+            buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<()>;
+
+        /// The memory of an IOHelper.
+        type Buffers;
+        fn new_buffers(capacity: i64) -> Result<Box<Buffers>>;
+        fn held(self: &Buffers) -> u64;
+        fn capacity(self: &Buffers) -> u64;
+        fn close(self: &Buffers);
+        /// Refuses a load that wants another kind of memory than the one before.
+        fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()>;
+
         fn failure_kind() -> String;
         fn take_failure() -> Failure;
         fn provoke_panic(text: &str) -> Result<()>;
+        /// Has a function of C, `int (*)(void)`, asked on the main thread while it waits for a load
+        /// or save: anything but 0 stops that. 0 asks nobody.
+        fn ask_for_interrupts(address: i64);
     }
 
     unsafe extern "C++" {
@@ -173,11 +231,12 @@ pub(crate) mod bridge {
 
 use crate::{fill as filling, load as loading};
 use bridge::{
-    Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, StateDict, StorageSpec, TensorSpec,
-    TensorView,
+    Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, SliceSpec, StateDict, StorageSpec,
+    TensorSpec, TensorView,
 };
 
 type Region = memory::Region;
+type Buffers = buffers::Buffers;
 
 impl tensors::StateDict for StateDict {
     fn count(&self) -> usize {
@@ -237,21 +296,80 @@ impl From<TensorView> for tensors::Tensor {
 // and `gather` reads tensors, which torch allows from any thread.
 unsafe impl Sync for StateDict {}
 
-fn load(file: &[u8], request: &LoadRequest) -> Result<Loaded> {
-    let &LoadRequest { num_thread, header_only, structured, use_direct_io } = request;
-    let way = way(use_direct_io);
-    let num_thread = threads(num_thread);
-    let request = loading::Request { num_thread, way, header_only, structured };
-    border("load", file, |path| loading::load(path, request).map(Loaded::from))
+unsafe fn load(
+    file: &[u8],
+    request: &LoadRequest,
+    buffers: &Buffers,
+    progress: *mut i64,
+) -> Result<Loaded> {
+    // SAFETY: as this function's caller vouches.
+    let watch = unsafe { watch(progress) };
+    border("load", file, |path| {
+        let request = wanted(path, request, buffers, &watch)?;
+        loading::load(path, &request).map(Loaded::from)
+    })
 }
 
-fn fill(file: &[u8], num_thread: i64, targets: &StateDict) -> Result<Vec<usize>> {
-    border("load", file, |path| filling::fill(path, threads(num_thread), targets))
+unsafe fn fill(
+    file: &[u8],
+    request: &LoadRequest,
+    targets: &StateDict,
+    buffers: &Buffers,
+    progress: *mut i64,
+) -> Result<Vec<usize>> {
+    // SAFETY: as this function's caller vouches.
+    let watch = unsafe { watch(progress) };
+    border("load", file, |path| {
+        filling::fill(path, &wanted(path, request, buffers, &watch)?, targets)
+    })
 }
 
-fn fill_bytes(file: &[u8], request: &LoadRequest, bytes: &mut [u8]) -> Result<()> {
-    let (num_thread, way) = (threads(request.num_thread), way(request.use_direct_io));
-    border("load", file, |path| filling::fill_bytes(path, num_thread, way, bytes))
+fn fill_bytes(
+    file: &[u8],
+    request: &LoadRequest,
+    bytes: &mut [u8],
+    buffers: &Buffers,
+) -> Result<()> {
+    let watch = Watch::new(None, asked());
+    border("load", file, |path| {
+        filling::fill_bytes(path, &wanted(path, request, buffers, &watch)?, bytes)
+    })
+}
+
+fn explain(file: &[u8], request: &LoadRequest) -> Result<String> {
+    let (buffers, watch) = (Buffers::default(), Watch::default());
+    border("load", file, |path| loading::explain(path, &wanted(path, request, &buffers, &watch)?))
+}
+
+/// The core's request for what C++ asks.
+fn wanted<'a>(
+    path: &Path,
+    request: &LoadRequest,
+    buffers: &'a Buffers,
+    watch: &'a Watch<'a>,
+) -> Result<loading::Request<'a>> {
+    let named = match request.way.as_str() {
+        "" => std::env::var("VETURBOIO_WAY").unwrap_or_default(),
+        way => way.to_owned(),
+    };
+    let way = match named.as_str() {
+        _ if request.use_direct_io && request.way.is_empty() => Some(Way::Direct),
+        "" | "auto" => None,
+        name => Some(Way::from_name(name).ok_or_else(|| {
+            let names = Way::ALL.map(Way::name).join(", ");
+            Error::argument("load", path, format!("way is auto, {names}, and not {}", shown(name)))
+        })?),
+    };
+    let mut selection = Selection::default();
+    if request.some {
+        selection.names = Some(request.names.clone());
+    }
+    for &SliceSpec { ref name, dim, start, stop } in &request.slices {
+        selection.slices.entry(name.clone()).or_default().push(Cut { dim, start, stop });
+    }
+    let wish = Wish { way, num_thread: threads(request.num_thread) };
+    let &LoadRequest { header_only, structured, .. } = request;
+    Ok(loading::Request { wish, selection, header_only, structured, buffers, watch })
 }
 
 fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
@@ -266,21 +384,39 @@ unsafe fn save(
     tensors: &StateDict,
     file: &[u8],
     request: &SaveRequest,
+    buffers: &Buffers,
     progress: *mut i64,
 ) -> Result<()> {
+    // SAFETY: as this function's caller vouches.
+    let watch = unsafe { watch(progress) };
     border("save", file, |path| {
         let options = SaveOptions::new()
             .metadata(request.metadata.iter().map(|pair| (&*pair.first, &*pair.second)))
             .force_contiguous(request.force_contiguous)
             .force_save_shared_tensor(request.force_save_shared_tensor)
             .force_clone_shared_tensor(request.force_clone_shared_tensor)
-            .num_thread(threads(request.num_thread));
-        let progress = (!progress.is_null()).then(|| {
-            // SAFETY: the caller vouches for two aligned integers that outlive the call, and
-            // every access of this library to them is atomic.
-            unsafe { [AtomicI64::from_ptr(progress), AtomicI64::from_ptr(progress.add(1))] }
-        });
-        options.write(tensors, path, progress)
+            .num_thread(threads(request.num_thread))
+            .durable(request.durable);
+        options.write(tensors, path, buffers, &watch)
+    })
+}
+
+fn new_buffers(capacity: i64) -> Result<Box<Buffers>> {
+    border("make", b"IOHelper", |path| {
+        let capacity = u64::try_from(capacity)
+            .map_err(|_| Error::argument("make", path, "nbytes must not be negative"))?;
+        Ok(Box::new(Buffers::new(capacity)))
+    })
+}
+
+fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()> {
+    border("load", file, |path| {
+        if buffers.agree_on_pinned(use_pinmem) {
+            return Ok(());
+        }
+        // The published library's words and its spelling: programs look for them.
+        let reason = "use_pinmem attribute of an exising IOHelper should not be changed";
+        Err(Error::argument("load", path, reason))
     })
 }
 
@@ -299,12 +435,41 @@ fn provoke_panic(text: &str) -> Result<()> {
     border("provoke", b"panic", |_| panic!("{text}"))
 }
 
-fn way(use_direct_io: bool) -> Way {
-    if use_direct_io {
-        Way::Direct
-    } else {
-        Way::Map
+/// What the caller sees of the work, through two counters or none.
+///
+/// # Safety
+/// `progress` is null or points to two aligned integers that outlive the watch.
+unsafe fn watch<'a>(progress: *mut i64) -> Watch<'a> {
+    let counters = (!progress.is_null()).then(|| {
+        // SAFETY: the caller vouches for them, and every access of this library to them is atomic.
+        unsafe { [AtomicI64::from_ptr(progress), AtomicI64::from_ptr(progress.add(1))] }
+    });
+    Watch::new(counters, asked())
+}
+
+/// Whom the main thread asks whether to stop; 0 is nobody.
+static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
+
+fn ask_for_interrupts(address: i64) {
+    INTERRUPTED.store(usize::try_from(address).unwrap_or(0), Ordering::Release);
+}
+
+/// Signals are handled on the main thread, so that only a load there has somebody to ask.
+fn asked() -> Option<fn() -> bool> {
+    // SAFETY: both take nothing and cannot fail.
+    let is_main = unsafe { libc::getpid() == libc::gettid() };
+    (is_main && INTERRUPTED.load(Ordering::Acquire) != 0).then_some(interrupted)
+}
+
+fn interrupted() -> bool {
+    let address = INTERRUPTED.load(Ordering::Acquire);
+    if address == 0 {
+        return false;
     }
+    // SAFETY: whoever gave the address vouches for a function of this type that is there until 0 is
+    // given instead.
+    let function = unsafe { std::mem::transmute::<usize, extern "C" fn() -> i32>(address) };
+    function() != 0
 }
 
 /// No thread at all is asked for by 0 and by every negative number; the core refuses it.
@@ -392,7 +557,8 @@ impl From<plan::Storage> for StorageSpec {
 
 impl From<plan::Tensor> for TensorSpec {
     fn from(tensor: plan::Tensor) -> Self {
-        let plan::Tensor { storage, scalar_type, offset, shape, strides, requires_grad } = tensor;
+        let plan::Tensor { storage, scalar_type, offset, shape, strides, requires_grad, .. } =
+            tensor;
         let strides = strides.unwrap_or_default();
         Self { storage, scalar_type, offset, shape, strides, requires_grad }
     }

@@ -2,15 +2,15 @@
 //! anything is written, then read straight into the tensors' memory.
 
 use crate::{
+    choice::Choice,
     error::{Error, Result},
     format::shown,
-    load::{describe, Described},
-    memory::{self, Way},
+    load::{self, chosen, describe, Described},
     plan::{self, Place, Plan},
     share,
-    storage::Source,
+    storage::{local::LocalFile, Source},
     tensors::{StateDict, Tensor},
-    threads,
+    ways::{Job, Piece},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -27,15 +27,17 @@ const ACTION: &str = "load";
 /// # Errors
 /// Names that are missing on either side, and targets of another dtype, that are too small, not
 /// contiguous, or that overlap: all before anything is written. Otherwise as a load.
-pub(crate) fn fill(path: &Path, num_thread: usize, targets: &dyn StateDict) -> Result<Vec<usize>> {
-    if num_thread == 0 {
-        return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
-    }
-    let Described { file, plan, names, .. } = describe(path, false)?;
+pub(crate) fn fill(
+    path: &Path,
+    request: &load::Request<'_>,
+    targets: &dyn StateDict,
+) -> Result<Vec<usize>> {
+    let Described { file, plan, names, .. } = described(path, request, false)?;
     let views = look_at(targets, path)?;
     let pairs = matched(&plan, &names, &views, path)?;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
+    let choice = chosen(&file, &plan, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     for (target, source) in pairs.into_iter().enumerate() {
@@ -55,29 +57,48 @@ pub(crate) fn fill(path: &Path, num_thread: usize, targets: &dyn StateDict) -> R
                 // caller's part.
                 #[allow(unsafe_code)]
                 let bytes = unsafe { std::slice::from_raw_parts_mut(memory, len) };
-                let cuts = bytes.chunks_mut(plan::SEGMENT_LEN as usize);
-                pieces.extend(cuts.zip(0u64..).map(|(cut, i)| (at + i * plan::SEGMENT_LEN, cut)));
+                pieces.extend(Piece::cut(at, bytes, choice.segment_len));
             }
             _ => left.push(target),
         }
     }
-    threads::for_each(num_thread, pieces, |(offset, piece)| {
-        file.read_exact_at(piece, offset).map_err(|error| Error::io("read", path, error))
-    })?;
+    read(&file, &choice, request, pieces)?;
     Ok(left)
 }
 
 /// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
-pub(crate) fn fill_bytes(path: &Path, num_thread: usize, way: Way, bytes: &mut [u8]) -> Result<()> {
-    if num_thread == 0 {
-        return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
-    }
-    let file = describe(path, true)?.file;
+pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [u8]) -> Result<()> {
+    let Described { file, plan, .. } = described(path, request, true)?;
     if file.len() != bytes.len() as u64 {
         let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
         return Err(Error::argument(ACTION, path, reason));
     }
-    memory::read_whole(&file, bytes, way, num_thread)
+    let choice = chosen(&file, &plan, request);
+    read(&file, &choice, request, Piece::cut(0, bytes, choice.segment_len).collect())
+}
+
+fn described(path: &Path, request: &load::Request<'_>, structured: bool) -> Result<Described> {
+    if request.wish.num_thread == 0 {
+        return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
+    }
+    describe(path, structured)
+}
+
+/// Reads into memory that is there already: past the page cache where a load would, and through it
+/// where a load would map.
+fn read(
+    file: &LocalFile,
+    choice: &Choice,
+    request: &load::Request<'_>,
+    pieces: Vec<Piece<'_>>,
+) -> Result<()> {
+    let &load::Request { buffers, watch, .. } = request;
+    let &Choice { way, num_thread, segment_len, .. } = choice;
+    let job = Job { file, num_thread, segment_len, buffers, watch };
+    watch.begin(pieces.iter().map(|piece| piece.wanted as u64).sum());
+    way.read(&job, pieces).map_err(|error| load::failed(file, error))?;
+    watch.finish();
+    Ok(())
 }
 
 fn failed(path: &Path, view: &Tensor, error: anyhow::Error) -> Error {
@@ -95,7 +116,7 @@ fn look_at(targets: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {
                 return refused(refusal);
             }
             if !view.contiguous {
-                return refused("the tensor to be filled is not contiguous");
+                return refused("allocated tensor not contiguous");
             }
             Ok(view)
         })
@@ -125,12 +146,14 @@ fn matched(
             .ok_or_else(|| refused("is in state_dict but not in the file".to_owned()))?;
         let tensor = &plan.tensors[source];
         if tensor.scalar_type != view.scalar_type {
-            return Err(refused("the tensor to be filled has another dtype".to_owned()));
+            return Err(refused("allocated tensor dtype not match".to_owned()));
         }
         let needed = byte_len(tensor, view);
         if needed > view.byte_len {
             let has = view.byte_len;
-            return Err(refused(format!("the tensor to be filled has {has} bytes, not {needed}")));
+            return Err(refused(format!(
+                "allocated tensor size not enough: {has} bytes, not {needed}"
+            )));
         }
         Ok(source)
     };
@@ -176,17 +199,6 @@ fn in_file(plan: &Plan, tensor: &plan::Tensor) -> Option<u64> {
         None => Some(start),
         // A part of a storage needs the size of an element, which torch has at hand.
         Some(_) if tensor.offset != 0 => None,
-        Some(strides) => is_row_major(&tensor.shape, strides).then_some(start),
+        Some(_) => tensor.is_row_major().then_some(start),
     }
-}
-
-fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
-    let mut wanted = 1i64;
-    for (&size, &stride) in shape.iter().zip(strides).rev() {
-        if size != 1 && stride != wanted {
-            return false;
-        }
-        wanted = wanted.saturating_mul(size.max(1));
-    }
-    true
 }

@@ -22,14 +22,20 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | `watch` | what a caller sees of a running load or save, and how he stops it |
 //! | `error` | what can go wrong, and the words for it |
 //! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
 //! | `threads` | threads that live as long as one load or save |
 //! | `storage` | where bytes lie: files to read, files that become whole or not at all |
-//! | `plan` | which bytes become which tensor, and how the work is cut. Pure |
+//! | `slice` | which bytes a slice of a tensor is. Pure |
+//! | `plan`, `select` | which bytes become which tensor, and how the work is cut. Pure |
 //! | `share` | which tensors lie in the same memory. Pure |
 //! | `tensors` | what must be known of the caller's tensors to move their bytes |
+//! | `buffers` | host memory that is lent, and used again |
+//! | `ways` | how bytes come into memory: mapped, read, read past the page cache |
+//! | `choice`, `facts` | which way a load takes, and what has to be known for that |
 //! | `memory` | where bytes land: the region under the tensors of a load |
+//! | `writer` | how the bytes of a file that is laid out are written |
 //! | `load`, `fill`, `save` | the three stories |
 //! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
 //! | `state_dict` | the Rust API over `tch` |
@@ -40,7 +46,10 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("veturboio needs 64-bit addresses: files are mapped whole");
 
+mod buffers;
+mod choice;
 mod error;
+mod facts;
 mod ffi;
 mod fill;
 pub mod format;
@@ -48,11 +57,16 @@ mod load;
 mod memory;
 mod plan;
 mod save;
+mod select;
 mod share;
+mod slice;
 mod state_dict;
 mod storage;
 mod tensors;
 mod threads;
+mod watch;
+mod ways;
+mod writer;
 
 pub use error::{Error, Kind, Result};
 pub use load::read_header;

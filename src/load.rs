@@ -2,18 +2,24 @@
 //! hand out.
 
 use crate::{
+    buffers::Buffers,
+    choice::{choose, Choice, Wish},
     error::{Error, Result},
+    facts::{facts, remember},
     format::{
         alias,
         archive::{is_pytorch, Archive},
         safetensors::{Header, TensorInfo, LENGTH_BYTES},
         Unreadable,
     },
-    memory::{Region, Way},
+    memory::Region,
     plan::{Plan, Storage, Tensor},
+    select::{select, Selection},
     storage::{local::LocalFile, Source},
+    watch::Watch,
+    ways::{uring, Job, Way},
 };
-use std::{collections::HashMap, ops::Range, path::Path};
+use std::{collections::HashMap, io, ops::Range, path::Path};
 
 /// Upper bound of reader threads unless the caller says otherwise.
 pub const DEFAULT_NUM_THREAD: usize = 32;
@@ -22,14 +28,16 @@ pub const DEFAULT_NUM_THREAD: usize = 32;
 const PREFIX_LEN: u64 = 64 << 10;
 
 /// What is to be loaded, and how.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Request {
-    pub num_thread: usize,
-    pub way: Way,
+#[derive(Debug, Clone)]
+pub(crate) struct Request<'a> {
+    pub wish: Wish,
+    pub selection: Selection,
     /// Describes the tensors without reading one: the region is empty.
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
     pub structured: bool,
+    pub buffers: &'a Buffers,
+    pub watch: &'a Watch<'a>,
 }
 
 /// A loaded file: what its tensors are, and the memory they lie in.
@@ -109,19 +117,78 @@ pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
     Ok(Described { file, plan, names, structure })
 }
 
-/// Loads every tensor of `path`.
-pub(crate) fn load(path: &Path, request: Request) -> Result<Loaded> {
-    if request.num_thread == 0 {
-        return Err(Error::argument("load", path, "num_thread must be at least 1"));
-    }
-    let Described { file, plan, names, structure } = describe(path, request.structured)?;
+/// Loads what is wanted of `path`.
+pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
+    let Described { file, plan, names, structure } = wanted(path, request)?;
     let region = if request.header_only {
         Region::default()
     } else {
-        Region::of(&file, &plan, request.way, request.num_thread)?
+        let choice = chosen(&file, &plan, request);
+        let job = job(&file, &choice, request);
+        request.watch.begin(plan.byte_len());
+        let region = Region::of(&job, &plan, choice.way).map_err(|error| failed(&file, error))?;
+        request.watch.finish();
+        if matches!(choice.way, Way::Direct | Way::Uring) {
+            remember(file.identity());
+        }
+        region
     };
     let Plan { storages, tensors, .. } = plan;
     Ok(Loaded { storages, tensors, names, structure, region })
+}
+
+/// Says in a sentence which way [`load`] would take, and why.
+pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
+    let Described { file, plan, .. } = wanted(path, request)?;
+    let Choice { way, num_thread, reason, .. } = chosen(&file, &plan, request);
+    let how = match way {
+        Way::Map => "mapped and populated",
+        Way::Read => "read through the page cache",
+        Way::Direct => "read past the page cache",
+        Way::Uring if uring::is_allowed() => "read past the page cache with io_uring",
+        Way::Uring => "read past the page cache (io_uring is refused)",
+    };
+    let bytes = plan.byte_len();
+    Ok(format!(
+        "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
+        path.display(),
+        way = way.name(),
+    ))
+}
+
+/// What `path` holds of what is wanted.
+fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
+    if request.wish.num_thread == 0 {
+        return Err(Error::argument("load", path, "num_thread must be at least 1"));
+    }
+    let selection = &request.selection;
+    if selection.is_everything() {
+        return describe(path, request.structured);
+    }
+    let Described { file, plan, names, .. } = describe(path, false)?;
+    let (plan, names) = select(&plan, names, selection).map_err(|refused| {
+        let error = Error::argument("load", path, refused.reason);
+        match refused.tensor {
+            Some(name) => error.with_tensor(&name),
+            None => error,
+        }
+    })?;
+    Ok(Described { file, plan, names, structure: None })
+}
+
+fn job<'a>(file: &'a LocalFile, choice: &Choice, request: &Request<'a>) -> Job<'a> {
+    let &Request { buffers, watch, .. } = request;
+    let &Choice { num_thread, segment_len, .. } = choice;
+    Job { file, num_thread, segment_len, buffers, watch }
+}
+
+pub(crate) fn chosen(file: &LocalFile, plan: &Plan, request: &Request<'_>) -> Choice {
+    choose(request.wish, &facts(file, plan))
+}
+
+/// The failure of a way to bring in bytes of `file`.
+pub(crate) fn failed(file: &LocalFile, error: io::Error) -> Error {
+    Error::io("read", file.name(), error)
 }
 
 fn prefix_of(source: &dyn Source) -> Result<Vec<u8>> {

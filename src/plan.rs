@@ -16,12 +16,15 @@
 //! copied are tensors behind a foreign header of odd length, the old format of PyTorch, and bytes
 //! in the other byte order.
 
-use crate::format::{
-    archive::Archive,
-    dtype::Dtype,
-    pytorch,
-    safetensors::{Header, TensorInfo},
-    Malformed, Shape,
+use crate::{
+    format::{
+        archive::Archive,
+        dtype::Dtype,
+        pytorch,
+        safetensors::{Header, TensorInfo},
+        Malformed, Shape,
+    },
+    slice::Runs,
 };
 use std::ops::Range;
 
@@ -58,6 +61,8 @@ pub struct Tensor {
     pub storage: usize,
     /// `c10::ScalarType`.
     pub scalar_type: i8,
+    /// Bytes of one element of torch's.
+    pub item_size: u64,
     pub offset: i64,
     pub shape: Vec<i64>,
     /// `None` where the elements lie in row-major order.
@@ -68,7 +73,7 @@ pub struct Tensor {
 /// Bytes of the file that have to be moved, and where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
-    pub from: Range<u64>,
+    pub from: Runs,
     pub to: u64,
     /// Bytes of a number whose order is turned around; 1 leaves them as they are.
     pub swapped: u64,
@@ -100,11 +105,12 @@ impl Plan {
                 torch_type(info).map_err(|reason| Malformed::tensor(info.name(), reason))?;
             // Within the file, whose length is a u64: a checked header says so.
             let bytes = data_start + info.bytes().start..data_start + info.bytes().end;
-            let storage = plan.place(bytes, element_align(info.dtype()), 1);
+            let storage = plan.place(Runs::one(bytes), element_align(info.dtype()), 1);
             let (offset, strides, requires_grad) = (0, None, false);
             plan.tensors.push(Tensor {
                 storage,
                 scalar_type,
+                item_size: info.dtype().bits() * info.dtype().packing() / 8,
                 offset,
                 shape,
                 strides,
@@ -127,34 +133,50 @@ impl Plan {
         for (index, bytes) in archive.storages.iter().enumerate() {
             let dtype = archive.checkpoint.storages[index].dtype;
             let swapped = if archive.swapped { dtype.swapped_size() } else { 1 };
-            plan.place(bytes.clone(), aligns[index], swapped);
+            plan.place(Runs::one(bytes.clone()), aligns[index], swapped);
         }
-        // Storages have the order in which the pickle names them, which need not be the file's.
-        plan.ranges.sort_by_key(|range| range.start);
-        let ranges = std::mem::take(&mut plan.ranges);
-        for range in ranges {
-            plan.bring_in(range);
-        }
+        plan.put_ranges_in_order();
         plan.tensors = archive.checkpoint.tensors.iter().map(Tensor::from).collect();
         plan
     }
 
+    /// Sorts and merges what is brought in: storages have the order in which a pickle or a caller
+    /// names them, which need not be the file's.
+    pub(crate) fn put_ranges_in_order(&mut self) {
+        self.ranges.sort_by_key(|range| range.start);
+        let ranges = std::mem::take(&mut self.ranges);
+        for range in ranges {
+            self.bring_in(range);
+        }
+    }
+
     /// Decides where bytes of the file are to be found, and returns which storage that is.
-    fn place(&mut self, from: Range<u64>, align: u64, swapped: u64) -> usize {
-        let byte_len = from.end - from.start;
-        let place = if byte_len == 0 || (from.start.is_multiple_of(align) && swapped == 1) {
-            let place = Place::Mapped(from.start);
-            self.bring_in(from);
-            place
-        } else {
-            let to = self.copies_len;
-            // At most the file's length and a cache line a tensor: far below 2^64.
-            self.copies_len = (to + byte_len).next_multiple_of(COPY_ALIGN);
-            self.copies.push(Copy { from, to, swapped });
-            Place::Copied(to)
+    pub(crate) fn place(&mut self, from: Runs, align: u64, swapped: u64) -> usize {
+        let byte_len = from.byte_len();
+        let range = from.as_range().filter(|range| range.start.is_multiple_of(align));
+        let place = match range {
+            _ if byte_len == 0 => Place::Mapped(from.start),
+            Some(range) if swapped == 1 => {
+                self.bring_in(range);
+                Place::Mapped(from.start)
+            }
+            _ => {
+                let to = self.copies_len;
+                // At most the file's length and a cache line a tensor: far below 2^64.
+                self.copies_len = (to + byte_len).next_multiple_of(COPY_ALIGN);
+                self.copies.push(Copy { from, to, swapped });
+                Place::Copied(to)
+            }
         };
         self.storages.push(Storage { place, byte_len });
         self.storages.len() - 1
+    }
+
+    /// Bytes that are brought in and copied, together.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        let ranges: u64 = self.ranges.iter().map(|range| range.end - range.start).sum();
+        ranges + self.copies.iter().map(|copy| copy.from.byte_len()).sum::<u64>()
     }
 
     fn bring_in(&mut self, range: Range<u64>) {
@@ -172,11 +194,28 @@ impl Plan {
     }
 }
 
+impl Tensor {
+    /// Whether the elements lie in row-major order without gaps.
+    #[must_use]
+    pub fn is_row_major(&self) -> bool {
+        let Some(strides) = &self.strides else { return true };
+        let mut wanted = 1i64;
+        for (&size, &stride) in self.shape.iter().zip(strides).rev() {
+            if size != 1 && stride != wanted {
+                return false;
+            }
+            wanted = wanted.saturating_mul(size.max(1));
+        }
+        true
+    }
+}
+
 impl From<&pytorch::Tensor> for Tensor {
     fn from(tensor: &pytorch::Tensor) -> Self {
         Self {
             storage: tensor.storage,
             scalar_type: tensor.dtype.scalar_type(),
+            item_size: tensor.dtype.item_size(),
             offset: tensor.offset,
             shape: tensor.shape.clone(),
             strides: Some(tensor.strides.clone()),
@@ -185,14 +224,14 @@ impl From<&pytorch::Tensor> for Tensor {
     }
 }
 
-/// Cuts `range` at multiples of [`SEGMENT_LEN`], so that all but the ends are aligned to it.
-pub fn segments(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+/// Cuts `range` at multiples of `len`, so that all but the ends are aligned to it.
+pub fn segments(range: Range<u64>, len: u64) -> impl Iterator<Item = Range<u64>> {
     let Range { mut start, end } = range;
     std::iter::from_fn(move || {
         if start >= end {
             return None;
         }
-        let cut = (start / SEGMENT_LEN + 1).saturating_mul(SEGMENT_LEN).min(end);
+        let cut = (start / len + 1).saturating_mul(len).min(end);
         let segment = start..cut;
         start = cut;
         Some(segment)
@@ -251,15 +290,15 @@ mod tests {
     #[test]
     fn segments_cover_a_range_once_and_are_aligned_inside() {
         let range = 5..3 * SEGMENT_LEN + 7;
-        let cuts: Vec<_> = segments(range.clone()).collect();
+        let cuts: Vec<_> = segments(range.clone(), SEGMENT_LEN).collect();
         assert_eq!(cuts.len(), 4);
         assert_eq!((cuts[0].start, cuts[3].end), (range.start, range.end));
         for pair in cuts.windows(2) {
             assert_eq!(pair[0].end, pair[1].start);
             assert_eq!(pair[1].start % SEGMENT_LEN, 0);
         }
-        assert_eq!(segments(9..9).count(), 0);
-        assert_eq!(segments(u64::MAX - 1..u64::MAX).count(), 1);
+        assert_eq!(segments(9..9, SEGMENT_LEN).count(), 0);
+        assert_eq!(segments(u64::MAX - 1..u64::MAX, SEGMENT_LEN).count(), 1);
     }
 
     #[test]
@@ -271,7 +310,7 @@ mod tests {
         assert_eq!(plan.storages[0].place, Place::Mapped(127));
         assert_eq!(plan.storages[1].place, Place::Copied(0));
         assert_eq!(plan.ranges, vec![127..130; 1], "what is copied is not brought in twice");
-        assert_eq!(plan.copies, [Copy { from: 130..138, to: 0, swapped: 1 }]);
+        assert_eq!(plan.copies, [Copy { from: Runs::one(130..138), to: 0, swapped: 1 }]);
         assert_eq!(plan.copies_len, COPY_ALIGN);
     }
 

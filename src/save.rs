@@ -1,6 +1,7 @@
 //! The story of a save: look at the tensors, lay the file out, write beside it, put in place.
 
 use crate::{
+    buffers::Buffers,
     error::{Error, Result},
     format::{
         alias::{self, Alias},
@@ -9,25 +10,20 @@ use crate::{
         shown,
     },
     load::DEFAULT_NUM_THREAD,
-    plan,
     share::{self, View},
     storage::sink::Sink,
     tensors::{StateDict, Tensor},
-    threads,
+    watch::Watch,
+    writer::{Item, Layout, Writer},
 };
 use std::{
     collections::{BTreeMap, HashSet},
-    ops::Range,
     path::Path,
-    sync::atomic::{AtomicI64, Ordering},
 };
 
 /// Threads that write at once, at most: each may hold a buffer of a segment, and more of them
 /// do not make a file system faster.
 const MAX_WRITERS: usize = 4;
-
-/// From this length on, bytes are written from where they lie; shorter ones are gathered first.
-const DIRECT_LEN: u64 = 256 << 10;
 
 /// How many names a message about shared tensors lists.
 const MAX_LISTED: usize = 5;
@@ -54,6 +50,7 @@ pub struct SaveOptions {
     force_save_shared_tensor: bool,
     force_clone_shared_tensor: bool,
     num_thread: usize,
+    durable: bool,
 }
 
 impl Default for SaveOptions {
@@ -64,6 +61,7 @@ impl Default for SaveOptions {
             force_save_shared_tensor: false,
             force_clone_shared_tensor: false,
             num_thread: DEFAULT_NUM_THREAD,
+            durable: true,
         }
     }
 }
@@ -100,7 +98,8 @@ impl SaveOptions {
         self
     }
 
-    /// Stores tensors that share memory each in full.
+    /// With [`force_save_shared_tensor`](Self::force_save_shared_tensor): stores tensors that share
+    /// memory each in full.
     #[must_use]
     pub fn force_clone_shared_tensor(mut self, yes: bool) -> Self {
         self.force_clone_shared_tensor = yes;
@@ -114,12 +113,21 @@ impl SaveOptions {
         self
     }
 
-    /// Writes `tensors` to `path`; `progress` is told the bytes done and the bytes in all.
+    /// Whether the file is on the disk when the save returns (the default). If not, a crash of the
+    /// system may leave the old file, the new one or a damaged one.
+    #[must_use]
+    pub fn durable(mut self, yes: bool) -> Self {
+        self.durable = yes;
+        self
+    }
+
+    /// Writes `tensors` to `path`; what must be gathered passes through `buffers`.
     pub(crate) fn write(
         &self,
         tensors: &dyn StateDict,
         path: &Path,
-        progress: Option<[&AtomicI64; 2]>,
+        buffers: &Buffers,
+        watch: &Watch<'_>,
     ) -> Result<()> {
         if self.num_thread == 0 {
             return Err(Error::argument("save", path, "num_thread must be at least 1"));
@@ -154,16 +162,12 @@ impl SaveOptions {
             .collect();
         let end = items.last().map_or(data_start, |item| item.bytes.end);
 
-        let progress = Progress::new(progress, end);
-        let sink = Sink::create(path, end)?;
-        sink.write_all_at(&header.bytes, 0)?;
-        progress.add(data_start);
-        let writer = Writer { tensors, views: &views, items: &items, sink: &sink, path, progress };
-        threads::for_each(
-            self.num_thread.min(MAX_WRITERS),
-            plan::segments(data_start..end).collect(),
-            |segment| writer.write(segment),
-        )?;
+        watch.begin(end);
+        let sink = Sink::create(path, end, self.durable)?;
+        let header = header.bytes;
+        let file = Layout { tensors, views: &views, header: &header, items: &items };
+        Writer { file, sink: &sink, path, buffers, watch }
+            .write_all(self.num_thread.min(MAX_WRITERS))?;
         sink.commit()
     }
 
@@ -191,7 +195,7 @@ impl SaveOptions {
 
     /// The names to be left out of the file because another name has their tensor.
     fn aliases(&self, views: &[Tensor], path: &Path) -> Result<Vec<Alias>> {
-        if self.force_clone_shared_tensor {
+        if self.force_save_shared_tensor && self.force_clone_shared_tensor {
             return Ok(Vec::new());
         }
         let extents: Vec<View<'_>> = views.iter().map(Tensor::view).collect();
@@ -245,98 +249,8 @@ fn shared(views: &[View<'_>], group: &[usize]) -> String {
         more => format!(" and {more} more"),
     };
     format!(
-        "tensors {}{more} share memory: force_save_shared_tensor stores them once, \
-         force_clone_shared_tensor stores each in full",
+        "tensors {}{more} share memory: force_save_shared_tensor stores them once, and with \
+         force_clone_shared_tensor each in full",
         listed.join(", ")
     )
-}
-
-/// A tensor and the bytes of the file it takes.
-struct Item {
-    tensor: usize,
-    bytes: Range<u64>,
-}
-
-/// Two counters that the caller may watch from another thread.
-struct Progress<'a>(Option<&'a AtomicI64>);
-
-impl<'a> Progress<'a> {
-    fn new(counters: Option<[&'a AtomicI64; 2]>, total: u64) -> Self {
-        Self(counters.map(|[done, of]| {
-            done.store(0, Ordering::Relaxed);
-            of.store(total as i64, Ordering::Relaxed);
-            done
-        }))
-    }
-
-    fn add(&self, bytes: u64) {
-        if let Some(done) = self.0 {
-            done.fetch_add(bytes as i64, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Writes any segment of the file: what is large from where it lies, the rest through a buffer.
-struct Writer<'a> {
-    tensors: &'a dyn StateDict,
-    views: &'a [Tensor],
-    items: &'a [Item],
-    sink: &'a Sink,
-    path: &'a Path,
-    progress: Progress<'a>,
-}
-
-impl Writer<'_> {
-    fn write(&self, segment: Range<u64>) -> Result<()> {
-        let first = self.items.partition_point(|item| item.bytes.end <= segment.start);
-        let mut gathered = Vec::new();
-        let mut written = segment.start;
-        for item in &self.items[first..] {
-            let begin = item.bytes.start.max(segment.start);
-            let end = item.bytes.end.min(segment.end);
-            if item.bytes.start >= segment.end {
-                break;
-            }
-            let part = begin - item.bytes.start..end - item.bytes.start;
-            let direct = self.direct(item.tensor)?;
-            match direct {
-                Some(bytes) if end - begin >= DIRECT_LEN => {
-                    self.put(&gathered, written)?;
-                    gathered.clear();
-                    self.put(&bytes[part.start as usize..part.end as usize], begin)?;
-                    written = end;
-                }
-                Some(bytes) => {
-                    gathered.extend_from_slice(&bytes[part.start as usize..part.end as usize]);
-                }
-                None => {
-                    let before = gathered.len();
-                    gathered.resize(before + (end - begin) as usize, 0);
-                    self.gather(item.tensor, part.start, &mut gathered[before..])?;
-                }
-            }
-        }
-        self.put(&gathered, written)
-    }
-
-    fn put(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        if !bytes.is_empty() {
-            self.sink.write_all_at(bytes, offset)?;
-            self.progress.add(bytes.len() as u64);
-        }
-        Ok(())
-    }
-
-    /// The bytes of a tensor that lie in host memory as the file is to have them.
-    fn direct(&self, index: usize) -> Result<Option<&[u8]>> {
-        self.tensors.bytes(index).map_err(|error| self.failed(index, error))
-    }
-
-    fn gather(&self, index: usize, begin: u64, bytes: &mut [u8]) -> Result<()> {
-        self.tensors.gather(index, begin, bytes).map_err(|error| self.failed(index, error))
-    }
-
-    fn failed(&self, index: usize, error: anyhow::Error) -> Error {
-        Error::internal("save", self.path, error).with_tensor(&self.views[index].name)
-    }
 }

@@ -3,13 +3,18 @@
 #![allow(unsafe_code)]
 
 use crate::{
+    buffers::Buffers,
+    choice::Wish,
     error::{Error, Result},
     ffi::{bridge, Tensor},
     load::{self, Request, DEFAULT_NUM_THREAD},
-    memory::Way,
     save::SaveOptions,
+    select::Selection,
+    slice::Cut,
+    watch::Watch,
+    ways::Way,
 };
-use std::{borrow::Borrow, collections::HashMap, path::Path};
+use std::{borrow::Borrow, collections::HashMap, ops::Range, path::Path};
 
 /// How a file is loaded.
 ///
@@ -27,11 +32,16 @@ use std::{borrow::Borrow, collections::HashMap, path::Path};
 pub struct LoadOptions {
     num_thread: usize,
     use_direct_io: bool,
+    selection: Selection,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { num_thread: DEFAULT_NUM_THREAD, use_direct_io: false }
+        Self {
+            num_thread: DEFAULT_NUM_THREAD,
+            use_direct_io: false,
+            selection: Selection::default(),
+        }
     }
 }
 
@@ -56,19 +66,51 @@ impl LoadOptions {
         self
     }
 
+    /// Loads only the tensors of these names. Nothing else of the file is read.
+    #[must_use]
+    pub fn names<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.selection.names = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Loads of the tensor `name` only `range` of dimension `dim`, as [`narrow`](tch::Tensor::narrow)
+    /// cuts it; may be said several times. Nothing else of that tensor is read.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), veturboio::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("model.safetensors");
+    /// # let weight = tch::Tensor::arange(6, (tch::Kind::Float, tch::Device::Cpu)).view([2, 3]);
+    /// # veturboio::save([("weight", &weight)], &path)?;
+    /// let tensors = veturboio::LoadOptions::new().slice("weight", 1, 1..3).load(&path)?;
+    /// assert_eq!(tensors["weight"], weight.narrow(1, 1, 2));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn slice(mut self, name: impl Into<String>, dim: i64, range: Range<i64>) -> Self {
+        let cut = Cut { dim, start: range.start, stop: range.end };
+        self.selection.slices.entry(name.into()).or_default().push(cut);
+        self
+    }
+
     /// Loads every tensor of `file` into CPU memory. See [`load`](crate::load).
     ///
     /// # Errors
     /// As [`load`](crate::load) says.
     pub fn load(&self, file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
         let path = file.as_ref();
+        let (buffers, watch) = (Buffers::default(), Watch::default());
+        let way = self.use_direct_io.then_some(Way::Direct);
         let request = Request {
-            num_thread: self.num_thread,
-            way: if self.use_direct_io { Way::Direct } else { Way::Map },
+            wish: Wish { way, num_thread: self.num_thread },
+            selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            buffers: &buffers,
+            watch: &watch,
         };
-        let loaded: bridge::Loaded = load::load(path, request)?.into();
+        let loaded: bridge::Loaded = load::load(path, &request)?.into();
         let made = bridge::make_tensors(&loaded.tensors, &loaded.storages, loaded.region)
             .map_err(|error| Error::internal("load", path, error.into()))?;
         let made: Vec<&Tensor> = made.iter().collect();
@@ -103,6 +145,6 @@ impl SaveOptions {
             // `push` copies the reference.
             unsafe { state_dict.pin_mut().push(name.as_ref(), pointer) };
         }
-        self.write(&*state_dict, file.as_ref(), None)
+        self.write(&*state_dict, file.as_ref(), &Buffers::default(), &Watch::default())
     }
 }

@@ -77,7 +77,10 @@ fn tied_tensors_are_refused_stored_once_or_stored_in_full() {
     let loaded = veturboio::load(&path).unwrap();
     assert_eq!(loaded["head"].data_ptr(), loaded["embed"].data_ptr());
 
-    SaveOptions::new().force_clone_shared_tensor(true).save(tied(), &path).unwrap();
+    let clone = SaveOptions::new().force_clone_shared_tensor(true);
+    let refused = clone.save(tied(), &path).unwrap_err();
+    assert_eq!(refused.kind(), veturboio::Kind::InvalidArgument);
+    clone.force_save_shared_tensor(true).save(tied(), &path).unwrap();
     assert!(fs::metadata(&path).unwrap().len() > 8000);
     let loaded = veturboio::load(&path).unwrap();
     assert_ne!(loaded["head"].data_ptr(), loaded["embed"].data_ptr());

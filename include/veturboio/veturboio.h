@@ -20,7 +20,9 @@
 
 #include <ATen/core/Dict.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/class_type.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/function.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 
@@ -28,6 +30,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 // Does nothing. A program that refers to it depends on libveturboio.so, and loading that library
 // registers the operators; without a reference the linker may leave the library out.
@@ -41,6 +44,32 @@ using StateDict = c10::Dict<std::string, at::Tensor>;
 // The `__metadata__` of a file: strings by name.
 using Metadata = c10::Dict<std::string, std::string>;
 
+// Memory that is kept from one load or save to the next: pass the same helper to each. It is a
+// handle: a copy is the same helper, and the last one gives the memory back.
+class IOHelper {
+ public:
+  // Keeps up to `nbytes` bytes.
+  explicit IOHelper(int64_t nbytes = 256 << 20);
+
+  // Bytes that are held now.
+  int64_t nbytes() const { return invoke("nbytes").toInt(); }
+
+  // Bytes that are kept at most.
+  int64_t capacity() const { return invoke("capacity").toInt(); }
+
+  // Gives the memory back. The helper can still be passed, and keeps nothing.
+  void close() { invoke("close"); }
+
+  const c10::IValue& value() const { return value_; }
+
+ private:
+  c10::IValue invoke(const char* method) const {
+    return value_.toObjectRef().type()->getMethod(method)({value_});
+  }
+
+  c10::IValue value_;
+};
+
 struct LoadOptions {
   // Where the tensors are to be. None means the CPU; `meta` reads names, shapes and types only.
   std::optional<c10::Device> map_location = std::nullopt;
@@ -51,6 +80,19 @@ struct LoadOptions {
   // Tensors to be filled in place instead of making new ones: of the same names and dtypes,
   // contiguous, and large enough. They are what load returns.
   std::optional<StateDict> state_dict = std::nullopt;
+  // Through page-locked memory, for a device. May not change from one use of a helper to the next.
+  bool use_pinmem = false;
+  // Keeps the memory that a load needs beside its tensors.
+  std::optional<IOHelper> helper = std::nullopt;
+  // How the bytes come: "auto", "map", "read" through the page cache, "direct" past it, "uring" the
+  // same with io_uring. None asks the variable VETURBOIO_WAY.
+  std::optional<std::string> way = std::nullopt;
+  // The tensors wanted. Only they are read.
+  std::optional<std::vector<std::string>> names = std::nullopt;
+  // Of some tensors only a part: dimension, start and stop for each cut. Only that part is read.
+  std::optional<c10::Dict<std::string, std::vector<int64_t>>> slices = std::nullopt;
+  // As in SaveOptions.
+  std::optional<at::Tensor> progress = std::nullopt;
 };
 
 struct SaveOptions {
@@ -61,13 +103,17 @@ struct SaveOptions {
   // Allow tensors that share memory: one is written, the other names are noted in the metadata
   // and are the same tensor again after a load. False: they are refused.
   bool force_save_shared_tensor = false;
-  // With force_save_shared_tensor: write each name on its own instead.
+  // With force_save_shared_tensor: write each name in full instead.
   bool force_clone_shared_tensor = false;
   // How many threads may write, at most.
   int64_t num_thread = 32;
   // An int64 tensor of two elements on the CPU: the bytes written so far, and all bytes. Both
   // change while save runs, for another thread to look at.
   std::optional<at::Tensor> progress = std::nullopt;
+  // Keeps the memory in which small and non-contiguous tensors are gathered.
+  std::optional<IOHelper> helper = std::nullopt;
+  // The file is on the disk when save returns. False leaves that to the system.
+  bool durable = true;
 };
 
 namespace detail {
@@ -86,7 +132,16 @@ torch::jit::Stack call(const c10::OperatorHandle& op, Arguments&&... arguments) 
   return stack;
 }
 
+inline c10::IValue value(const std::optional<IOHelper>& helper) {
+  return helper.has_value() ? helper->value() : c10::IValue();
+}
+
 }  // namespace detail
+
+inline IOHelper::IOHelper(int64_t nbytes) {
+  static const c10::OperatorHandle op = detail::find_operator("veturboio::init_io_helper");
+  value_ = detail::call(op, nbytes).at(0);
+}
 
 // Loads every tensor of a safetensors or PyTorch file; those of a PyTorch file by the names that
 // lead to them, joined by dots.
@@ -97,8 +152,19 @@ torch::jit::Stack call(const c10::OperatorHandle& op, Arguments&&... arguments) 
 inline StateDict load(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::load");
   auto stack = detail::call(op, file, options.map_location, options.num_thread,
-                            options.use_direct_io, options.state_dict);
+                            options.use_direct_io, options.state_dict, options.use_pinmem,
+                            detail::value(options.helper), options.way, options.names,
+                            options.slices, options.progress);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
+}
+
+// Says in a sentence which way a load would take, and why. Only the header is read. Throws as load
+// does.
+inline std::string explain(const std::string& file, const LoadOptions& options = {}) {
+  static const c10::OperatorHandle op = detail::find_operator("veturboio::explain");
+  auto stack = detail::call(op, file, options.num_thread, options.use_direct_io, options.way,
+                            options.names, options.slices);
+  return stack.at(0).toStringRef();
 }
 
 // Saves tensors to a safetensors file.
@@ -112,7 +178,8 @@ inline void save(const StateDict& state_dict, const std::string& file,
   static const c10::OperatorHandle op = detail::find_operator("veturboio::save");
   detail::call(op, state_dict, file, options.metadata, options.force_contiguous,
                options.force_save_shared_tensor, options.force_clone_shared_tensor,
-               options.num_thread, options.progress);
+               options.num_thread, options.progress, detail::value(options.helper),
+               options.durable);
 }
 
 // Reads the `__metadata__` of a safetensors file; empty if it has none.

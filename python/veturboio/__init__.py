@@ -6,16 +6,20 @@
 """
 
 from veturboio._library import __version__, cmake_prefix_path
-from veturboio.errors import FormatError
-from veturboio.io import load, metadata, save_file
+from veturboio.errors import ArgumentError, FormatError
+from veturboio.helper import init_io_helper
+from veturboio.io import explain, load, metadata, save_file
 from veturboio.model import load_model, save_model
 from veturboio.pt import save_pt
 from veturboio.shmem import load_to_shmem
 
 __all__ = [
+    "ArgumentError",
     "FormatError",
     "__version__",
     "cmake_prefix_path",
+    "explain",
+    "init_io_helper",
     "load",
     "load_model",
     "load_to_shmem",

@@ -15,14 +15,17 @@ import torch
 
 from veturboio import (
     _checkpoint,
+    _interrupts,
     _library,  # noqa: F401  (registers the operators)
 )
-from veturboio.errors import FormatError, UnknownNameError
+from veturboio.errors import ArgumentError, FormatError, UnknownNameError
+
+_interrupts.install()
 
 
 def load(file: str, **options: Any) -> Any:
     """Load a file: the tensors of a safetensors file by name, the values of a PyTorch file."""
-    named, tensors, structure = _call("_load_values", file, **options)
+    named, tensors, structure = _call("_load_values", file, _path(file), **options)
     if not structure:
         return named
     try:
@@ -32,14 +35,14 @@ def load(file: str, **options: Any) -> Any:
     raise FormatError(f"read {file}: {reason}", file, None, reason)
 
 
-def fill(file: str, state_dict: Mapping[str, torch.Tensor], num_thread: int) -> None:
+def fill(file: str, state_dict: Mapping[str, torch.Tensor], **options: Any) -> None:
     """Load a file into tensors that are already there."""
-    _call("load", file, state_dict=state_dict, num_thread=num_thread)
+    _call("load", file, _path(file), state_dict=state_dict, **options)
 
 
 def load_bytes(file: str, content: torch.Tensor, **options: Any) -> None:
     """Read a well-formed file, as it is, into a uint8 tensor of its length."""
-    _call("_load_bytes", file, after=(content,), **options)
+    _call("_load_bytes", file, _path(file), content, **options)
 
 
 def save(
@@ -48,17 +51,27 @@ def save(
     **options: Any,
 ) -> None:
     """Save a state_dict as a safetensors file; the options are the operator's."""
-    _call("save", file, state_dict, **options)
+    _call("save", file, state_dict, _path(file), **options)
+
+
+def explain(file: str, **options: Any) -> str:
+    """Say which way a load would take, and why."""
+    return _call("explain", file, _path(file), **options)  # type: ignore[no-any-return]
+
+
+def init_io_helper(nbytes: int) -> Any:
+    """Make a helper, which the operators take."""
+    return _call("init_io_helper", "IOHelper", nbytes)
 
 
 def metadata(file: str) -> dict[str, str]:
     """Read the free-form strings that a safetensors file holds."""
-    return _call("metadata", file)  # type: ignore[no-any-return]
+    return _call("metadata", file, _path(file))  # type: ignore[no-any-return]
 
 
-def _call(name: str, file: str, *before: Any, after: tuple[Any, ...] = (), **options: Any) -> Any:
+def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
     try:
-        return getattr(torch.ops.veturboio, name)(*before, _path(file), *after, **options)
+        return getattr(torch.ops.veturboio, name)(*arguments, **options)
     except (RuntimeError, ValueError) as error:
         if (
             torch._C._get_tracing_state() is not None
@@ -68,6 +81,8 @@ def _call(name: str, file: str, *before: Any, after: tuple[Any, ...] = (), **opt
         kind, errno, tensor, reason = torch.ops.veturboio._take_failure()
         if text.startswith(f"veturboio::{name}() "):  # torch's own check of the arguments
             raise TypeError(text.split("\nDeclaration:", maxsplit=1)[0]) from None
+        if kind == "interrupted":
+            raise _interrupts.take() or RuntimeError(text) from None
         if not kind or reason not in text:  # an error of torch; the failure, if any, is older
             raise
     # Raised out here, and kept in no variable: an exception that its own traceback reaches
@@ -98,5 +113,5 @@ def _exception(
     if kind == "not implemented":
         return NotImplementedError(text)
     if kind == "invalid argument":
-        return ValueError(text)
+        return ArgumentError(text)
     return RuntimeError(text)

@@ -11,7 +11,6 @@ import argparse
 import io
 import os
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from veturboio import _ops
 from veturboio._state_dict import Choice, ChoiceError, choose, listed
 from veturboio.errors import FormatError
 from veturboio.io import load, metadata
-from veturboio.progress import Bar
+from veturboio.progress import watched
 
 #: The files of a directory that are converted.
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -59,7 +58,11 @@ def read_checkpoint(source: Path, options: Options) -> Choice:
     if _is_safetensors(source):
         raise ConvertError("is a safetensors file already")
     device = "meta" if options.dry_run else "cpu"
-    checkpoint = load(source, map_location=device, use_direct_io=options.use_direct_io)
+    # Mapped, a file larger than the memory can be converted too.
+    way = None if options.use_direct_io else "map"
+    checkpoint = load(
+        source, map_location=device, use_direct_io=options.use_direct_io, way=way
+    )
     try:
         choice = choose(checkpoint, options.key)
     except ChoiceError as error:
@@ -92,17 +95,8 @@ def _is_torchscript(source: Path) -> bool:
 
 def write(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
     """Save the tensors, with a progress bar where standard error is a terminal."""
-    progress = torch.zeros(2, dtype=torch.int64)
-    saved = threading.Event()
-    bar = threading.Thread(target=Bar(progress, sys.stderr).draw_until, args=(saved,))
-    if sys.stderr.isatty():
-        bar.start()
-    try:
-        _ops.save(tensors, str(target), force_save_shared_tensor=True, progress=progress)
-    finally:
-        saved.set()
-        if bar.ident is not None:
-            bar.join()
+    with watched(sys.stderr.isatty()) as counters:
+        _ops.save(tensors, str(target), force_save_shared_tensor=True, progress=counters)
 
 
 def validate(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
@@ -111,7 +105,7 @@ def validate(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
     Raises:
         ConvertError: they differ; the text names the tensors.
     """
-    written = load(target)
+    written = load(target, way="map")
     differing = sorted(
         name
         for name in tensors.keys() | written.keys()

@@ -23,5 +23,13 @@ class FormatError(ValueError):
         return type(self), (str(self), self.file, self.tensor, self.reason)
 
 
+class ArgumentError(ValueError, RuntimeError):
+    """What was asked for cannot be done with these arguments.
+
+    It is a RuntimeError too, because that is what the published library raises for tensors that
+    cannot be filled and for a helper that is asked for another kind of memory.
+    """
+
+
 class UnknownNameError(FormatError):
     """A PyTorch file is well formed, and its pickle imports a name that is none of ours."""

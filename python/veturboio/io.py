@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 
 from veturboio import _ops
+from veturboio.background import Save, snapshot, start
 from veturboio.errors import FormatError, UnknownNameError
+from veturboio.progress import Progress, watched
+from veturboio.selection import Slices, as_options
 
 #: Whether this process has been told of a file that only torch.load could read.
 _warned = False
@@ -28,6 +32,10 @@ def load(
     use_direct_io: bool = False,
     use_cipher: bool | None = None,
     state_dict: Mapping[str, torch.Tensor] | None = None,
+    way: str | None = None,
+    names: Iterable[str] | None = None,
+    slices: Slices | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
@@ -35,54 +43,97 @@ def load(
     reader does not know, ``torch.load(weights_only=True)`` is tried instead, and a warning says so
     once.
 
-    On the CPU the tensors lie in a private map of the file: nothing is copied, writing to one
-    does not touch the file, and the memory goes with the last of them. Each tensor has a storage
-    of its own, except those that were saved as sharing one.
+    How the bytes come is chosen by where they lie, and ``explain`` tells. What the page cache holds
+    is mapped, privately: nothing is copied, and writing to a tensor does not touch the file. What
+    has to come from a disk or further is read past the page cache into memory of the load's own, if
+    it is large. The memory goes with the last of the tensors. Each tensor has a storage of its own,
+    except those that were saved as sharing one.
 
     Args:
         file: path of the file.
         map_location: device of the tensors. ``"meta"`` reads the header alone.
         enable_fast_mode: False reads on the caller's thread alone. The result is the same.
         num_thread: upper bound of reader threads, at least 1.
-        helper: not implemented yet.
-        use_pinmem: a normal load where there is no accelerator; otherwise not implemented yet.
-        use_direct_io: read past the page cache into memory of the load's own, instead of mapping
-            the file; where the file system refuses that, through the page cache.
+        helper: keeps the memory that a load needs beside its tensors, see ``init_io_helper``.
+        use_pinmem: a normal load where there is no accelerator; otherwise not implemented yet. May
+            not change from one use of a helper to the next.
+        use_direct_io: the same as ``way="direct"``.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
         state_dict: tensors to be filled in place, wherever they are: the names of the file, the
             same dtypes, contiguous and at least as large. Nothing is written unless all fit.
-            Their memory is not aligned for ``use_direct_io``, which then does nothing.
+        way: how the bytes come: ``"map"``, ``"read"`` through the page cache, ``"direct"`` past it,
+            ``"uring"`` the same with io_uring, or ``"auto"``. None asks the variable
+            ``VETURBOIO_WAY``, and chooses where that says nothing either. Where the system refuses
+            ``"uring"`` or ``"direct"``, the next of ``"direct"`` and ``"read"`` is taken.
+        names: the tensors wanted, in the order in which they are returned; those of a PyTorch file
+            by the names that lead to them, joined by dots. Only they are read.
+        slices: of some tensors only a part, as ``{"weight": slice(0, 128)}`` along the first
+            dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. Only that part
+            is read. Such a tensor is contiguous and has a storage of its own.
+        progress: called with bytes done and bytes in all while they move, on another thread; True
+            draws a bar.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file. What torch.load
-        returns for a PyTorch file; of a TorchScript archive, its tensors by name.
+        returns for a PyTorch file; of a TorchScript archive, and with ``names`` or ``slices``, its
+        tensors by name.
 
     Raises:
         FormatError: the file is malformed, holds a dtype that torch does not have, or is a
             PyTorch file that torch.load refuses too.
         OSError: the system refuses the file; the class follows the errno.
-        ValueError: ``num_thread`` is less than 1, or ``state_dict`` does not fit the file; the
-            message names the tensor.
+        ArgumentError: a ValueError: ``num_thread`` is less than 1, ``use_pinmem`` is not what the
+            helper was used with, or ``state_dict`` does not fit the file; the message names the tensor.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
-    _refuse("helper", helper is not None)
-    _refuse("use_pinmem", use_pinmem and torch.accelerator.is_available())
     _refuse("use_cipher", _wants_cipher(use_cipher))
     device = torch.device("cpu" if map_location is None else map_location)
     threads = num_thread if enable_fast_mode else min(num_thread, 1)
     path = os.fsdecode(file)
+    options: dict[str, Any] = {
+        "num_thread": threads,
+        "use_direct_io": use_direct_io,
+        "use_pinmem": use_pinmem,
+        "helper": helper,
+        "way": way,
+        **as_options(names, slices),
+    }
     if state_dict is not None:
         _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
-        _ops.fill(path, state_dict, threads)
+        with watched(progress) as counters:
+            _ops.fill(path, state_dict, progress=counters, **options)
         return dict(state_dict)
     try:
-        loaded = _ops.load(
-            path, map_location=device, num_thread=threads, use_direct_io=use_direct_io
-        )
+        with watched(progress) as counters:
+            loaded = _ops.load(path, map_location=device, progress=counters, **options)
         return cast("dict[str, torch.Tensor]", loaded)
     except UnknownNameError as error:
+        if names is not None or slices is not None:
+            raise
         refused = str(error), error.reason
     return _load_by_torch(path, device, *refused)
+
+
+def explain(
+    file: FilePath,
+    num_thread: int = 32,
+    use_direct_io: bool = False,
+    way: str | None = None,
+    names: Iterable[str] | None = None,
+    slices: Slices | None = None,
+) -> str:
+    """Say in a sentence which way ``load`` would take, and why.
+
+    The parameters and errors are those of ``load``. Nothing but the header is read.
+
+    >>> veturboio.explain("model.safetensors")
+    'model.safetensors: map, 2148880384 bytes mapped and populated, 2 at a time, because the page
+    cache holds 100% of it'
+    """
+    options = as_options(names, slices)
+    return _ops.explain(
+        os.fsdecode(file), num_thread=num_thread, use_direct_io=use_direct_io, way=way, **options
+    )
 
 
 def _load_by_torch(
@@ -113,11 +164,15 @@ def save_file(
     use_cipher: bool | None = False,
     helper: Any = None,
     enable_fast_mode: bool = False,
-) -> None:
+    durable: bool = True,
+    wait: bool = True,
+    progress: Progress | None = None,
+) -> Save | None:
     """Save a state_dict as a safetensors file.
 
     The bytes go to a temporary sibling that takes the file's place once it is whole and on the
-    disk: whatever fails, the old file stays as it was. The caller's dict is not changed.
+    disk: whatever fails, the old file stays as it was. The caller's dict is not changed. A large
+    file is written past the page cache, and the next load finds it on the disk.
 
     Args:
         state_dict: tensors by name.
@@ -126,34 +181,55 @@ def save_file(
         force_save_shared_tensor: tensors that are the same view of the same memory are stored
             once, and the other names as aliases that ``load`` restores. Tensors that overlap
             otherwise are each stored in full.
-        force_clone_shared_tensor: tensors that share memory are each stored in full.
+        force_clone_shared_tensor: with ``force_save_shared_tensor``, tensors that share memory are
+            each stored in full.
         metadata: free-form strings to keep in the file.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``, and
             so does False, since a plain file is not what that variable asks for.
-        helper: not implemented yet.
+        helper: keeps the memory in which small and non-contiguous tensors are gathered, see
+            ``init_io_helper``.
         enable_fast_mode: there is one mode, and it is fast; both values do the same.
+        durable: False leaves it to the system when the bytes come to the disk. The file still
+            takes its place in one step, but a crash of the system may damage it.
+        wait: False copies the tensors, which takes as much memory as they have, and writes the
+            copy in the background. The tensors may then be changed at once.
+        progress: called with bytes done and bytes in all while they move, on another thread; True
+            draws a bar.
+
+    Returns:
+        None; with ``wait=False`` a ``concurrent.futures.Future`` whose ``result()`` waits for the
+        file and raises what went wrong. The interpreter does not end before the file is written,
+        and says on standard error if that failed and nobody asked.
 
     Raises:
-        ValueError: tensors share memory and neither force is set, or a tensor cannot be stored;
+        ArgumentError: a ValueError: tensors share memory and no force is set, or a tensor cannot be stored;
             the message names them.
         TypeError: a value is not a tensor.
         OSError: the system refuses the file; the class follows the errno.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
-    _refuse("helper", helper is not None)
     _refuse("use_cipher", _wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
     _check_mapping(path, "state_dict", state_dict, torch.Tensor)
     if metadata is not None:
         _check_mapping(path, "metadata", metadata, str)
-    _ops.save(
-        state_dict,
-        path,
-        metadata=metadata,
-        force_contiguous=force_contiguous,
-        force_save_shared_tensor=force_save_shared_tensor,
-        force_clone_shared_tensor=force_clone_shared_tensor,
-    )
+    options = {
+        "metadata": metadata,
+        "force_contiguous": force_contiguous,
+        "force_save_shared_tensor": force_save_shared_tensor,
+        "force_clone_shared_tensor": force_clone_shared_tensor,
+        "helper": helper,
+        "durable": durable,
+    }
+
+    def save(tensors: Mapping[str, torch.Tensor]) -> None:
+        with watched(progress) as counters:
+            _ops.save(tensors, path, progress=counters, **options)
+
+    if wait:
+        save(state_dict)
+        return None
+    return start(partial(save, snapshot(state_dict)))
 
 
 def metadata(file: FilePath) -> dict[str, str]:

@@ -35,7 +35,7 @@ def save_pt(state_dict: Mapping[str, Any], file: FilePath, use_cipher: bool | No
 
     Raises:
         TypeError: ``state_dict`` is not a dict.
-        ValueError: the path names what is no regular file.
+        ArgumentError: a ValueError: the path names what is no regular file.
         OSError: the system refuses the file; the class follows the errno.
         NotImplementedError: encryption is asked for.
     """
@@ -62,7 +62,7 @@ def _follow_links(path: str) -> str:
     """The file that a symbolic link names, there or not, so that the link stays."""
     if "\0" in path:
         shown = path.replace("\0", "\\0")
-        raise ValueError(f"save {shown}: file name contained an unexpected NUL byte")
+        raise ArgumentError(f"save {shown}: file name contained an unexpected NUL byte")
     target = path
     for _ in range(_MAX_LINKS):
         try:
@@ -84,7 +84,7 @@ def _check_target(path: str, target: str) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
-        raise ValueError(f"save {path}: not a regular file")
+        raise ArgumentError(f"save {path}: not a regular file")
     # Not to wait for a reader, should it have become a pipe meanwhile.
     os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 

@@ -28,7 +28,7 @@ def load_to_shmem(
     Args:
         file: path of a safetensors or PyTorch file.
         num_thread: upper bound of reader threads, at least 1.
-        helper: not implemented yet.
+        helper: keeps the memory that a load needs beside its result, see ``init_io_helper``.
         use_direct_io: read past the page cache, where the file system allows it.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
 
@@ -41,7 +41,6 @@ def load_to_shmem(
         ValueError: ``num_thread`` is less than 1.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
-    _refuse("helper", helper is not None)
     _refuse("use_cipher", _wants_cipher(use_cipher))
     path = os.fsdecode(file)
     # An empty file is malformed, which the core says; a segment cannot be empty.
@@ -52,7 +51,7 @@ def load_to_shmem(
             os.posix_fallocate(segment.fileno(), 0, shmem.size)
         content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
         try:
-            _ops.load_bytes(path, content, num_thread=num_thread, use_direct_io=use_direct_io)
+            _ops.load_bytes(path, content, num_thread=num_thread, use_direct_io=use_direct_io, helper=helper)
         finally:
             # The segment cannot be closed while a tensor looks at it, and a traceback may hold
             # this one for long.

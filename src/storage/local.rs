@@ -1,5 +1,7 @@
 //! A regular file, opened by path.
 
+#![allow(unsafe_code)]
+
 use super::Source;
 use crate::error::{Error, Result};
 use std::{
@@ -7,7 +9,7 @@ use std::{
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, OpenOptionsExt},
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -18,7 +20,13 @@ pub struct LocalFile {
     path: PathBuf,
     file: File,
     len: u64,
+    identity: Identity,
+    owner: u32,
 }
+
+/// Which file it is, and in which state: device, inode, and time of the last change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u64, u64, i64, i64);
 
 impl LocalFile {
     /// Opens `path`.
@@ -41,7 +49,29 @@ impl LocalFile {
         if !metadata.is_file() {
             return Err(Error::argument(ACTION, path, "not a regular file"));
         }
-        Ok(Self { path: path.to_owned(), file, len: metadata.len() })
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len: metadata.len(),
+            identity: Identity(device, inode, metadata.mtime(), metadata.mtime_nsec()),
+            owner: metadata.uid(),
+        })
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether the kernel tells this process what the page cache holds of the file: it tells the
+    /// owner, and whoever may write to it.
+    pub(crate) fn is_ours(&self) -> bool {
+        let path = format!("/proc/self/fd/{}\0", self.file.as_raw_fd());
+        // SAFETY: geteuid takes nothing and cannot fail; `path` ends with a NUL and outlives the
+        // call.
+        unsafe {
+            libc::geteuid() == self.owner || libc::access(path.as_ptr().cast(), libc::W_OK) == 0
+        }
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -73,8 +103,6 @@ impl Source for LocalFile {
 
 #[cfg(test)]
 mod tests {
-    #![allow(unsafe_code)]
-
     use super::*;
     use crate::error::Kind;
     use std::{ffi::CString, fs, io::ErrorKind, os::unix::ffi::OsStrExt};

@@ -5,6 +5,9 @@
 
 pub mod local;
 pub mod sink;
+mod system;
+
+pub use system::{FileSystem, Storage};
 
 use std::{io, path::Path};
 

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+use super::FileSystem;
 use crate::error::{Error, Result};
 use std::{
     ffi::CString,
@@ -40,7 +41,17 @@ pub struct Sink {
     target: PathBuf,
     directory: PathBuf,
     temporary: NamedTempFile,
+    /// The same file, opened past the page cache, where that is worth it.
+    direct: Option<File>,
+    len: u64,
+    durable: bool,
 }
+
+/// What writes past the page cache want offset, length and address to be multiples of.
+const PAGE: usize = 4096;
+
+/// From this length on, a file is written past the page cache: below, it may as well stay there.
+const DIRECT_LEN: u64 = 64 << 20;
 
 impl Sink {
     /// Begins a file of `len` bytes that is to stand at `path`.
@@ -48,7 +59,7 @@ impl Sink {
     /// # Errors
     /// A target that is a directory, no regular file, or not writable; a directory that is
     /// missing or refuses a new file; a disk without room for `len` bytes.
-    pub fn create(path: &Path, len: u64) -> Result<Self> {
+    pub fn create(path: &Path, len: u64, durable: bool) -> Result<Self> {
         let failed = |error| Error::io(ACTION, path, error);
         let target = follow_links(path).map_err(failed)?;
         check_target(path, &target)?;
@@ -64,7 +75,36 @@ impl Sink {
             })
             .map_err(failed)?;
         allocate(temporary.as_file(), len).map_err(failed)?;
-        Ok(Self { name: path.to_owned(), target, directory, temporary })
+        // What shall not be on the disk yet is best left to the page cache.
+        let direct =
+            if durable && len >= DIRECT_LEN { open_direct(temporary.as_file()) } else { None };
+        let name = path.to_owned();
+        Ok(Self { name, target, directory, temporary, direct, len, durable })
+    }
+
+    /// Whether segments are to be given to [`write_direct_at`](Self::write_direct_at).
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Writes the first `len` bytes of `buffer`, which starts at a page and is longer by less than
+    /// one, at `offset`, which is a multiple of a page's size. What follows the bytes in their last
+    /// page is overwritten with zeros; only the end of the file may lie in mid-page.
+    ///
+    /// # Errors
+    /// What the storage answered.
+    pub fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
+        let Some(direct) = &self.direct else { return self.write_all_at(&buffer[..len], offset) };
+        let whole = len.next_multiple_of(PAGE);
+        buffer[len..whole].fill(0);
+        match direct.write_all_at(&buffer[..whole], offset) {
+            // The file system takes back what it promised when the file was opened.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.write_all_at(&buffer[..len], offset)
+            }
+            result => result.map_err(|error| Error::io(ACTION, &self.name, error)),
+        }
     }
 
     /// Writes `bytes` at `offset`; threads may write disjoint ranges at once.
@@ -74,18 +114,27 @@ impl Sink {
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let file = self.temporary.as_file();
         file.write_all_at(bytes, offset).map_err(|error| Error::io(ACTION, &self.name, error))?;
-        start_writeback(file, bytes.len(), offset);
+        if self.durable {
+            start_writeback(file, bytes.len(), offset);
+        }
         Ok(())
     }
 
-    /// Makes the bytes durable and puts the file in its place.
+    /// Makes the bytes durable, if they are to be, and puts the file in its place.
     ///
     /// # Errors
     /// What the storage answered; the target is then as it was, unless only the last step, making
     /// the new directory entry durable, failed.
     pub fn commit(self) -> Result<()> {
-        let Self { name, target, directory, temporary } = self;
+        let Self { name, target, directory, temporary, direct, len, durable } = self;
         let failed = |error| Error::io(ACTION, &name, error);
+        if direct.is_some() {
+            // The last page was written whole.
+            temporary.as_file().set_len(len).map_err(failed)?;
+        }
+        if !durable {
+            return temporary.persist(&target).map(drop).map_err(|refused| failed(refused.error));
+        }
         temporary.as_file().sync_all().map_err(failed)?;
         // Opened before the rename, and not needed for it: a directory that may be written but not
         // read cannot be synced by us.
@@ -162,6 +211,17 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
             _ => return Err(error),
         }
     }
+}
+
+/// The same file opened so that writes bypass the page cache, where it lies on a disk of this
+/// machine; what the others make of such writes differs too much.
+fn open_direct(file: &File) -> Option<File> {
+    if FileSystem::of(file).storage != super::Storage::Disk {
+        return None;
+    }
+    // By descriptor, since the path may by now name another file.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()
 }
 
 /// Lets the disk begin on what was just written while the next range is being copied, so that

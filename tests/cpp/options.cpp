@@ -81,6 +81,8 @@ CASE(shared_tensors_are_refused_noted_or_cloned) {
   tensors.insert("embedding", tied);
   const std::string path = scratch("shared.safetensors");
   text_of<c10::ValueError>([&] { veturboio::save(tensors, path); });
+  text_of<c10::ValueError>(
+      [&] { veturboio::save(tensors, path, {.force_clone_shared_tensor = true}); });
 
   veturboio::save(tensors, path, {.force_save_shared_tensor = true});
   const auto noted = veturboio::load(path);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -84,3 +86,48 @@ def maps_of(path: Path) -> list[str]:
     """The lines of ``/proc/self/maps`` that map a file at ``path``, deleted or not."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return [line for line in lines if str(path) in line]
+
+
+def threads_of(act: Callable[[], object], enough: int) -> int:
+    """The most threads of ours that were there at once, calling ``act`` until they are ``enough``.
+
+    They are told apart by their names: one that has ended may stay in the kernel's list for a
+    moment, and the next one of its name does not count twice.
+    """
+
+    def count() -> int:
+        names = set()
+        for task in Path("/proc/self/task").iterdir():
+            try:
+                names.add((task / "comm").read_text())
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
+        return sum(name.startswith("veturboio") for name in names)
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(count())
+
+    seen, done = [0], threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(20):
+            if max(seen) >= enough:
+                break
+            act()
+    finally:
+        done.set()
+        watcher.join()
+    return max(seen)
+
+
+def read_from_disk(act: Callable[[], object]) -> int:
+    """Bytes that the disk gave: none while the page cache has them, unless it is gone past."""
+
+    def total() -> int:
+        return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
+
+    before = total()
+    act()
+    return total() - before

@@ -291,27 +291,29 @@ def test_panics_of_many_threads_and_of_torchscript(model: Path) -> None:
     assert torch.equal(veturboio.load(model)["a"], STATE["a"])
 
 
-LATER = {
-    "helper": {"helper": object()},
-    "use_cipher": {"use_cipher": True},
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_is_for_later_says_so_when_loading(model: Path, name: str) -> None:
-    with pytest.raises(NotImplementedError, match=name):
-        veturboio.load(model, **LATER[name])
-
-
-def test_what_is_for_later_says_so_when_saving(tmp_path: Path) -> None:
-    target = tmp_path / "model.safetensors"
-    with pytest.raises(NotImplementedError, match="helper"):
-        veturboio.save_file(STATE, target, helper=object())
+def test_encryption_is_for_later_and_says_so(model: Path) -> None:
+    target = model.with_name("other.safetensors")
+    with pytest.raises(NotImplementedError, match="use_cipher"):
+        veturboio.load(model, use_cipher=True)
     with pytest.raises(NotImplementedError, match="use_cipher"):
         veturboio.save_file(STATE, target, use_cipher=True)
     with pytest.raises(NotImplementedError, match="use_cipher"):
         veturboio.save_model(torch.nn.Linear(2, 2), target, use_cipher=True)
-    assert list(tmp_path.iterdir()) == []
+    assert list(model.parent.iterdir()) == [model]
+
+
+@pytest.mark.parametrize(
+    "helper", [object(), 3, {}, torch.ones(1)], ids=lambda it: type(it).__name__
+)
+def test_helpers_of_the_wrong_kind(model: Path, helper: object) -> None:
+    for act in (
+        lambda: veturboio.load(model, helper=helper),
+        lambda: veturboio.load(model, helper=helper, state_dict={"a": STATE["a"].clone()}),
+        lambda: veturboio.load_to_shmem(model, helper=helper),
+        lambda: veturboio.save_file(STATE, model, helper=helper),
+    ):
+        with pytest.raises(TypeError, match="'helper'"):
+            act()
 
 
 def test_encryption_asked_for_by_the_environment(

@@ -87,6 +87,26 @@ def test_byte_orders(file: Path, order: str | None) -> None:
     assert meta["int32"].dtype == torch.int32
 
 
+MARKS: dict[str, list[bytes | None]] = {
+    "version": [b"1\n", b"2", b"3\n\n", b"10\n"],
+    ".data/serialization_id": [None, b"", b"9" * 10_000],
+    ".format_version": [None, b"", b"2"],
+    ".storage_alignment": [None, b"1", b"4096"],
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_what_else_an_archive_says_of_itself(file: Path, name: str) -> None:
+    """It varies with the writer, and no tensor depends on it."""
+    there = entries_of(file)
+    others = [entry for entry in there if entry.name != f"model/{name}"]
+    assert len(others) == len(there) - 1
+    for content in MARKS[name]:
+        marks = [] if content is None else [Entry(f"model/{name}", content)]
+        rewrite(file, [*others, *marks])
+        check(file)
+
+
 def test_byte_order_of_the_old_format(file: Path) -> None:
     """Its storages are little-endian whoever wrote them; torch ignores what the file says."""
     for little in (p.TRUE, p.FALSE):

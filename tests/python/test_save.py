@@ -80,6 +80,8 @@ VIEWS = {
     "flipped": BASE.flip(1),
     "strided by hand": BASE.as_strided((3, 2), (1, 7), 2),
     "overlapping itself": BASE.as_strided((5, 4), (1, 2)),
+    "huge strides of one": BASE.as_strided((1, 3, 1), (2**63 - 1, 2, 2**62)),
+    "huge strides of none": BASE.as_strided((3, 0), (2**62, 2**63 - 1)),
     "zero-size slice": BASE[4:],
     "one-element dimension": BASE[:, :1],
     "diagonal": BASE.diagonal(),

@@ -23,6 +23,10 @@ def share(one: torch.Tensor, two: torch.Tensor) -> bool:
     return one.untyped_storage().data_ptr() == two.untyped_storage().data_ptr()
 
 
+#: What stores tensors that share memory each in full.
+CLONED = {"force_save_shared_tensor": True, "force_clone_shared_tensor": True}
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
@@ -55,19 +59,21 @@ def pair(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
     return {"solo": torch.ones(2), "one": one, "two": two}
 
 
-def test_refused_with_their_names(target: Path, pair: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("clone", [False, True])
+def test_refused_with_their_names(target: Path, pair: dict[str, torch.Tensor], clone: bool) -> None:
+    """force_clone_shared_tensor says how they are to be saved, not that they are."""
     with pytest.raises(ValueError, match=r"one.*two|two.*one") as refusal:
-        veturboio.save_file(pair, target)
+        veturboio.save_file(pair, target, force_clone_shared_tensor=clone)
     assert "solo" not in str(refusal.value)
     assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("keep", ["force_save_shared_tensor", "force_clone_shared_tensor"])
+@pytest.mark.parametrize("force", [{"force_save_shared_tensor": True}, CLONED])
 def test_forced_they_all_come_back_right(
-    target: Path, pair: dict[str, torch.Tensor], keep: str
+    target: Path, pair: dict[str, torch.Tensor], force: dict[str, bool]
 ) -> None:
     before = {name: (value, bits(value)) for name, value in pair.items()}
-    veturboio.save_file(pair, target, **{keep: True})
+    veturboio.save_file(pair, target, **force)
     loaded = veturboio.load(target)
     assert sorted(loaded) == ["one", "solo", "two"]
     for name, (value, raw) in before.items():
@@ -82,7 +88,7 @@ def test_forced_they_all_come_back_right(
 def test_cloned_they_are_whole_tensors_for_every_reader(
     target: Path, pair: dict[str, torch.Tensor]
 ) -> None:
-    veturboio.save_file(pair, target, force_clone_shared_tensor=True)
+    veturboio.save_file(pair, target, **CLONED)
     assert "__metadata__" not in header_of(target)
     assert_same(load_file(target), veturboio.load(target))
     loaded = veturboio.load(target)
@@ -247,7 +253,7 @@ def test_memory_shared_through_numpy(target: Path) -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(5.0)
     state = {"a": torch.from_numpy(array), "b": torch.from_numpy(array)}
-    veturboio.save_file(state, target, force_clone_shared_tensor=True)
+    veturboio.save_file(state, target, **CLONED)
     assert_same(veturboio.load(target), state)
 
 
@@ -279,12 +285,13 @@ def test_save_model_with_tied_weights(target: Path, tmp_path: Path) -> None:
 
 def test_through_the_operator(target: Path) -> None:
     state = {"a": BASE, "b": BASE}
-    with pytest.raises(ValueError, match=r"a.*b") as refusal:
-        torch.ops.veturboio.save(state, str(target))
-    assert "force_save_shared_tensor" in str(refusal.value)
+    for clone in (False, True):
+        with pytest.raises(ValueError, match=r"a.*b") as refusal:
+            torch.ops.veturboio.save(state, str(target), force_clone_shared_tensor=clone)
+        assert "force_save_shared_tensor" in str(refusal.value)
     torch.ops.veturboio.save(state, str(target), force_save_shared_tensor=True)
     loaded = torch.ops.veturboio.load(str(target))
     assert share(loaded["a"], loaded["b"])
-    torch.ops.veturboio.save(state, str(target), force_clone_shared_tensor=True)
+    torch.ops.veturboio.save(state, str(target), **CLONED)
     loaded = torch.ops.veturboio.load(str(target))
     assert not share(loaded["a"], loaded["b"])

@@ -93,5 +93,3 @@ def test_other_arguments_that_are_refused(model: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VETURBOIO_USE_CIPHER", "1")
     with pytest.raises(NotImplementedError, match="use_cipher"):
         veturboio.load_to_shmem(model)
-    with pytest.raises(NotImplementedError, match="helper"):
-        veturboio.load_to_shmem(model, use_cipher=False, helper=object())

@@ -1,0 +1,51 @@
+"""Compiles ``bare.c`` and runs it: the same bytes moved by nothing but system calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from bench.libraries import Program
+
+SOURCE = Path(__file__).with_name("bare.c")
+
+
+class BuildError(RuntimeError):
+    """The program cannot be had; the text says why."""
+
+
+def build(folder: Path) -> Path:
+    """The compiled program in ``folder``, made anew where it is older than its source."""
+    target = folder / "bare"
+    if target.exists() and target.stat().st_mtime > SOURCE.stat().st_mtime:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    command = [*compiler, "-O2", "-pthread", str(SOURCE), "-o", str(target)]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as failure:
+        raise BuildError(f"run {compiler[0]}: {failure.strerror}") from failure
+    if done.returncode != 0:
+        raise BuildError(f"compile {SOURCE.name}: {done.stderr.strip()}")
+    return target
+
+
+def run(executable: Path, program: Program, path: Path, length: int) -> dict[str, Any]:
+    """Read ``path``, or write ``length`` bytes to it; the program keeps the time itself."""
+    command = [str(executable), program.mode, str(path), str(program.threads), str(length)]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    used_after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip() or f"bare: exit status {done.returncode}")
+    return {
+        "seconds": json.loads(done.stdout)["seconds"],
+        "cpu_seconds": used_after.ru_utime + used_after.ru_stime - used.ru_utime - used.ru_stime,
+        "minor_faults": used_after.ru_minflt - used.ru_minflt,
+    }

@@ -1,0 +1,48 @@
+"""``names`` and ``slices``: which part of a checkpoint is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+#: One slice is for the first dimension; a tuple has one for each, and ``...`` for those between.
+Slices = Mapping[str, "slice | tuple[Any, ...]"]
+
+_END = (1 << 63) - 1
+
+
+def as_options(names: Iterable[str] | None, slices: Slices | None) -> dict[str, Any]:
+    """Return the arguments of the operator.
+
+    Raises:
+        TypeError: ``names`` is a single string, or a slice is no slice.
+        ValueError: a slice has a step.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names is not a list of names but the string {names!r}")
+    options: dict[str, Any] = {}
+    if names is not None:
+        options["names"] = list(names)
+    if slices is not None:
+        options["slices"] = {name: _cuts(name, wanted) for name, wanted in slices.items()}
+    return options
+
+
+def _cuts(name: str, wanted: object) -> list[int]:
+    """Return dimension, start and stop of each dimension that is cut."""
+    parts = wanted if isinstance(wanted, tuple) else (wanted,)
+    if parts.count(...) > 1:
+        raise ValueError(f"slices[{name!r}] has more than one ...")
+    cuts: list[int] = []
+    for position, part in enumerate(parts):
+        if part is ...:
+            continue
+        if not isinstance(part, slice):
+            raise TypeError(f"slices[{name!r}] has no slice but a {type(part).__name__}")
+        if part.step not in (None, 1):
+            raise ValueError(f"slices[{name!r}] has the step {part.step}, and only 1 can be read")
+        # Dimensions after an ellipsis are counted from the end.
+        dim = position - len(parts) if ... in parts[:position] else position
+        start = 0 if part.start is None else part.start
+        cuts += [dim, start, _END if part.stop is None else part.stop]
+    return cuts

@@ -1,0 +1,197 @@
+//! Which way a load takes, and why. Pure: what is known of the file in, a way and a sentence out.
+//!
+//! `docs/performance.md` has the measurements behind each rule.
+
+use crate::{
+    plan::SEGMENT_LEN,
+    storage::{FileSystem, Storage},
+    ways::Way,
+};
+
+/// What is read past the page cache rather than mapped is at least this long, in bytes: below, the
+/// whole load takes a few tens of milliseconds either way, and the next one finds it cached.
+pub const LARGE: u64 = 64 << 20;
+
+/// A file of which the page cache holds this share counts as cached: the rest is read faster than
+/// all of it could be.
+const CACHED: f64 = 0.5;
+
+/// Reads of a local disk that are in flight at once, at least: a disk needs some to be busy while
+/// the processors look after the memory.
+const DISK_DEPTH: usize = 4;
+
+/// Pieces that each reader of a slow storage takes one after the other, so that all end together.
+const PIECES_EACH: u64 = 4;
+
+/// What FUSE sends in one request at most, unless the mount or the system says otherwise.
+const MIN_REQUEST: u64 = 1 << 20;
+
+/// What the caller said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// A way by name, where he named one.
+    pub way: Option<Way>,
+    /// Upper bound of reads at once.
+    pub num_thread: usize,
+}
+
+/// What is known of a load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Facts {
+    pub file_system: FileSystem,
+    /// Bytes that are wanted.
+    pub wanted: u64,
+    /// Which share of them the page cache holds, where that can be known.
+    pub cached: Option<f64>,
+    /// Bytes of memory that the process may still take.
+    pub available: Option<u64>,
+    /// Whether this process has read the same file past the page cache before.
+    pub again: bool,
+    pub processors: usize,
+}
+
+/// A way, and why it was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    pub way: Way,
+    /// Reads at once.
+    pub num_thread: usize,
+    /// Bytes of each.
+    pub segment_len: u64,
+    pub reason: String,
+}
+
+/// Chooses a way.
+#[must_use]
+pub fn choose(wish: Wish, facts: &Facts) -> Choice {
+    let Facts { file_system: FileSystem { name, storage }, wanted, processors, .. } = *facts;
+    let choice = |way: Way, num_thread: usize, reason: String| {
+        let num_thread = num_thread.clamp(1, wish.num_thread.max(1));
+        let segment_len = match storage {
+            Storage::Remote if way != Way::Map => shared(wanted, num_thread),
+            _ => SEGMENT_LEN,
+        };
+        Choice { way, num_thread, segment_len, reason }
+    };
+    let is_cached = storage == Storage::Memory || facts.cached.is_some_and(|share| share >= CACHED);
+    let disk = processors.max(DISK_DEPTH);
+    let depth = match storage {
+        _ if is_cached => processors,
+        Storage::Memory | Storage::Disk => disk,
+        Storage::Remote => usize::MAX,
+    };
+    if let Some(way) = wish.way {
+        // What is cached needs processors only on the ways that go through the cache.
+        let depth = match way {
+            Way::Direct | Way::Uring if storage != Storage::Remote => disk,
+            _ => depth,
+        };
+        return choice(way, depth, format!("{} was asked for", way.name()));
+    }
+    if storage == Storage::Memory {
+        return choice(Way::Map, depth, format!("{name} has the bytes in memory"));
+    }
+    if let (true, Some(share)) = (is_cached, facts.cached) {
+        let reason = format!("the page cache holds {:.0}% of it", share * 100.0);
+        return choice(Way::Map, depth, reason);
+    }
+    let cold = match facts.cached {
+        Some(share) => format!("the page cache holds {:.0}% of it", share * 100.0),
+        None => "nobody says what the page cache holds".to_owned(),
+    };
+    match storage {
+        Storage::Remote => {
+            let reason = format!("{cold}, and each request to {name} takes its time");
+            choice(Way::Direct, depth, reason)
+        }
+        _ if facts.cached.is_none() => choice(Way::Map, depth, cold),
+        _ if wanted < LARGE => choice(Way::Map, depth, format!("{cold}, and it is small")),
+        _ if facts.again => {
+            let reason =
+                format!("{cold}, and this process reads it again: the cache shall keep it");
+            choice(Way::Map, depth, reason)
+        }
+        _ if facts.available.is_some_and(|available| wanted > available / 2) => {
+            let reason = format!("{cold}, and memory is short: the page cache can be given back");
+            choice(Way::Map, depth, reason)
+        }
+        _ => choice(Way::Direct, depth, format!("{cold}, and reading past it is faster")),
+    }
+}
+
+/// Cuts so that every reader of a slow storage gets some pieces of what there is, but none less
+/// than the largest request of most FUSE mounts.
+fn shared(wanted: u64, num_thread: usize) -> u64 {
+    let share = wanted / (PIECES_EACH * num_thread as u64);
+    share.next_multiple_of(MIN_REQUEST).clamp(MIN_REQUEST, SEGMENT_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXT4: u32 = 0xEF53;
+    const FUSE: u32 = 0x6573_5546;
+    const TMPFS: u32 = 0x0102_1994;
+
+    fn facts(magic: u32, cached: Option<f64>) -> Facts {
+        Facts {
+            file_system: FileSystem::from_magic(magic),
+            wanted: 2 << 30,
+            cached,
+            available: Some(20 << 30),
+            again: false,
+            processors: 2,
+        }
+    }
+
+    fn chosen(facts: Facts) -> (Way, usize) {
+        let Choice { way, num_thread, .. } = choose(Wish { way: None, num_thread: 32 }, &facts);
+        (way, num_thread)
+    }
+
+    #[test]
+    fn what_is_cached_is_mapped_by_as_many_threads_as_there_are_processors() {
+        assert_eq!(chosen(facts(EXT4, Some(1.0))), (Way::Map, 2));
+        assert_eq!(chosen(facts(FUSE, Some(1.0))), (Way::Map, 2));
+        assert_eq!(chosen(facts(TMPFS, None)), (Way::Map, 2));
+    }
+
+    #[test]
+    fn what_lies_on_a_disk_is_read_past_the_cache_if_it_is_large() {
+        let cold = facts(EXT4, Some(0.0));
+        assert_eq!(chosen(cold), (Way::Direct, 4));
+        assert_eq!(chosen(Facts { processors: 16, ..cold }), (Way::Direct, 16));
+        assert_eq!(chosen(Facts { wanted: LARGE - 1, ..cold }), (Way::Map, 4));
+        assert_eq!(chosen(Facts { again: true, ..cold }), (Way::Map, 4));
+        assert_eq!(chosen(Facts { available: Some(3 << 30), ..cold }), (Way::Map, 4));
+        assert_eq!(chosen(Facts { cached: None, ..cold }), (Way::Map, 4));
+    }
+
+    #[test]
+    fn what_has_far_to_travel_has_many_requests_in_flight() {
+        assert_eq!(chosen(facts(FUSE, Some(0.1))), (Way::Direct, 32));
+        assert_eq!(chosen(facts(FUSE, None)), (Way::Direct, 32));
+        assert_eq!(chosen(facts(0x6969, Some(0.0))), (Way::Direct, 32));
+    }
+
+    #[test]
+    fn a_small_file_on_slow_storage_is_cut_so_that_all_readers_have_some() {
+        let cut = |wanted| {
+            let facts = Facts { wanted, ..facts(FUSE, Some(0.0)) };
+            choose(Wish { way: None, num_thread: 32 }, &facts).segment_len
+        };
+        assert_eq!((cut(1000), cut(256 << 20), cut(1 << 40)), (1 << 20, 2 << 20, SEGMENT_LEN));
+    }
+
+    #[test]
+    fn the_caller_has_the_last_word() {
+        for way in Way::ALL {
+            let choice = choose(Wish { way: Some(way), num_thread: 3 }, &facts(FUSE, Some(0.0)));
+            assert_eq!((choice.way, choice.num_thread), (way, 3));
+            assert!(choice.reason.contains("asked for"));
+        }
+        let one = choose(Wish { way: None, num_thread: 1 }, &facts(EXT4, Some(0.0)));
+        assert_eq!(one.num_thread, 1);
+    }
+}

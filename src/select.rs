@@ -1,0 +1,152 @@
+//! Which part of a checkpoint is wanted: some names, or slices of some tensors. Pure.
+
+use crate::{
+    format::{shown, Malformed},
+    plan::{Place, Plan, Storage, Tensor},
+    slice::{resolve, slice, Cut, Runs},
+};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// What is wanted of a checkpoint; all of it by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The names wanted; `None` for every one.
+    pub names: Option<Vec<String>>,
+    /// The slices wanted of some of them.
+    pub slices: BTreeMap<String, Vec<Cut>>,
+}
+
+impl Selection {
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.names.is_none() && self.slices.is_empty()
+    }
+}
+
+/// Plans a load of a part of what `plan` and `names` describe.
+///
+/// A tensor that is cut has a storage of its own. What is not cut shares storages as the file has
+/// it.
+///
+/// # Errors
+/// A name that is not there or stands twice, and a dimension that a tensor does not have.
+pub fn select(
+    plan: &Plan,
+    names: Vec<(String, usize)>,
+    selection: &Selection,
+) -> Result<(Plan, Vec<(String, usize)>), Malformed> {
+    let wanted = wanted(names, selection)?;
+    let mut part = Part { plan, made: Plan::default(), storages: HashMap::new() };
+    let mut whole: HashMap<usize, usize> = HashMap::new();
+    let mut selected = Vec::with_capacity(wanted.len());
+    for (name, source) in wanted {
+        let tensor = match selection.slices.get(&name) {
+            Some(cuts) => part
+                .cut(&plan.tensors[source], cuts)
+                .map_err(|reason| Malformed::tensor(&name, reason))?,
+            None => *whole.entry(source).or_insert_with(|| part.whole(&plan.tensors[source])),
+        };
+        selected.push((name, tensor));
+    }
+    part.made.put_ranges_in_order();
+    Ok((part.made, selected))
+}
+
+/// The names wanted, in the order in which they were asked for.
+fn wanted(
+    names: Vec<(String, usize)>,
+    selection: &Selection,
+) -> Result<Vec<(String, usize)>, Malformed> {
+    let missing = |name: &str| {
+        Malformed::new(format!("the file has no tensor {}, which is asked for", shown(name)))
+    };
+    let wanted = match &selection.names {
+        None => names,
+        Some(asked) => {
+            let there: HashMap<String, usize> = names.into_iter().collect();
+            let mut seen = HashSet::new();
+            let mut wanted = Vec::with_capacity(asked.len());
+            for name in asked {
+                let source = *there.get(name).ok_or_else(|| missing(name))?;
+                if seen.insert(name) {
+                    wanted.push((name.clone(), source));
+                }
+            }
+            wanted
+        }
+    };
+    let there: HashSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
+    match selection.slices.keys().find(|name| !there.contains(name.as_str())) {
+        Some(name) => Err(missing(name)),
+        None => Ok(wanted),
+    }
+}
+
+/// A plan in the making.
+struct Part<'a> {
+    plan: &'a Plan,
+    made: Plan,
+    /// Which storage of the part a storage of the whole has become.
+    storages: HashMap<usize, usize>,
+}
+
+impl Part<'_> {
+    fn whole(&mut self, tensor: &Tensor) -> usize {
+        let storage = self.storage(tensor.storage, tensor.item_size);
+        self.push(Tensor { storage, ..tensor.clone() })
+    }
+
+    fn cut(&mut self, tensor: &Tensor, cuts: &[Cut]) -> Result<usize, String> {
+        let item = tensor.item_size;
+        if !tensor.is_row_major() {
+            // A view of what it is in the file: its bytes do not lie together anyway.
+            let mut view = tensor.clone();
+            let strides = tensor.strides.as_deref().unwrap_or_default();
+            for (dim, range) in resolve(&tensor.shape, cuts)?.into_iter().enumerate() {
+                view.offset += range.start * strides[dim];
+                view.shape[dim] = range.end - range.start;
+            }
+            view.storage = self.storage(tensor.storage, item);
+            return Ok(self.push(view));
+        }
+        let (from, swapped) = self.source(self.plan.storages[tensor.storage]);
+        // The tensor lies in its storage, which lies in the file: a checked file says so.
+        let start = from + tensor.offset as u64 * item;
+        let (runs, shape) = slice(start, item, &tensor.shape, cuts)?;
+        let storage = self.made.place(runs, item, swapped);
+        let strides = None;
+        Ok(self.push(Tensor { storage, offset: 0, shape, strides, ..tensor.clone() }))
+    }
+
+    fn push(&mut self, tensor: Tensor) -> usize {
+        self.made.tensors.push(tensor);
+        self.made.tensors.len() - 1
+    }
+
+    /// The storage as a whole, once.
+    fn storage(&mut self, index: usize, align: u64) -> usize {
+        if let Some(&storage) = self.storages.get(&index) {
+            return storage;
+        }
+        let storage = self.plan.storages[index];
+        let (start, swapped) = self.source(storage);
+        // What was copied before must be copied again, whatever this tensor's own alignment is.
+        let align = if matches!(storage.place, Place::Copied(_)) { u64::MAX } else { align };
+        let range = start..start + storage.byte_len;
+        let made = self.made.place(Runs::one(range), align, swapped);
+        self.storages.insert(index, made);
+        made
+    }
+
+    /// Where the file has the bytes of a storage, and how they are turned around.
+    fn source(&self, storage: Storage) -> (u64, u64) {
+        match storage.place {
+            Place::Mapped(offset) => (offset, 1),
+            Place::Copied(to) => {
+                let copies = &self.plan.copies;
+                let found = copies.binary_search_by_key(&to, |copy| copy.to);
+                found.map_or((0, 1), |at| (copies[at].from.start, copies[at].swapped))
+            }
+        }
+    }
+}

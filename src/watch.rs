@@ -1,0 +1,89 @@
+//! What the caller of a running load or save sees of it, and how he stops it.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    time::Duration,
+};
+
+/// How often the caller's thread looks whether it is wanted elsewhere.
+pub const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The work was stopped because the caller asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+impl From<Stopped> for std::io::Error {
+    fn from(stopped: Stopped) -> Self {
+        Self::other(stopped)
+    }
+}
+
+/// One running load or save, as its caller sees it.
+#[derive(Debug, Default)]
+pub struct Watch<'a> {
+    /// Bytes done and bytes in all, which another thread may look at meanwhile.
+    counters: Option<[&'a AtomicI64; 2]>,
+    /// Asked on the caller's own thread; true stops the work.
+    interrupted: Option<fn() -> bool>,
+    stopped: AtomicBool,
+}
+
+impl<'a> Watch<'a> {
+    #[must_use]
+    pub fn new(counters: Option<[&'a AtomicI64; 2]>, interrupted: Option<fn() -> bool>) -> Self {
+        Self { counters, interrupted, stopped: AtomicBool::new(false) }
+    }
+
+    /// Says how many bytes there are to be moved, of which none is moved yet.
+    pub fn begin(&self, total: u64) {
+        if let Some([done, of]) = self.counters {
+            done.store(0, Ordering::Relaxed);
+            of.store(i64::try_from(total).unwrap_or(i64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Says that `bytes` more are moved.
+    pub fn add(&self, bytes: u64) {
+        if let Some([done, _]) = self.counters {
+            done.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Says that everything is moved, whatever was counted beside it.
+    pub fn finish(&self) {
+        if let Some([done, of]) = self.counters {
+            done.store(of.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody has to look at all.
+    #[must_use]
+    pub fn is_looked_at(&self) -> bool {
+        self.interrupted.is_some()
+    }
+
+    /// Asks, on the caller's thread, whether to stop.
+    pub fn look(&self) {
+        if self.interrupted.is_some_and(|interrupted| interrupted()) {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// # Errors
+    /// [`Stopped`] once the caller has asked for it.
+    pub fn check(&self) -> Result<(), Stopped> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(Stopped);
+        }
+        Ok(())
+    }
+}

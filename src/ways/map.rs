@@ -1,0 +1,105 @@
+//! A private map, populated in parallel: the page cache is the memory.
+
+use super::{Job, PAGE};
+use crate::{
+    plan,
+    storage::{local::LocalFile, Source},
+    threads,
+};
+use memmap2::{Advice, MmapMut, MmapOptions};
+use std::{io, ops::Range};
+
+/// Maps the file and brings the pages of `ranges` into memory and into the page table.
+///
+/// The map is private: whoever writes to a tensor gets pages of their own, and the file is never
+/// touched. What a map risks is that the file is cut short by someone else while it is mapped: a
+/// page that is gone raises SIGBUS in whoever reads it. Populating finds that out for a file cut
+/// before or during the load; replacing a checkpoint by renaming, as [`crate::save`] does, never
+/// cuts one that is mapped.
+pub fn map(job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<MmapMut> {
+    let shorter = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    // SAFETY: nobody else holds this private mapping, so its bytes change only through the
+    // tensors made from it, or, until a page is first touched, if someone writes to the
+    // file in place, which shows as other values in a tensor and breaks no invariant here.
+    let mapped = unsafe { MmapOptions::new().map_copy(job.file.file()) }?;
+    if ranges.last().is_some_and(|last| last.end > mapped.len() as u64) {
+        return Err(shorter());
+    }
+    let segments =
+        ranges.iter().flat_map(|range| plan::segments(range.clone(), job.segment_len)).collect();
+    let populated =
+        threads::for_each(job.num_thread, segments, job.watch, |segment: Range<u64>| {
+            let len = segment.end - segment.start;
+            populate(&mapped, segment.start as usize, len as usize)?;
+            job.watch.add(len);
+            Ok(())
+        });
+    populated.map_err(|error: io::Error| match error.raw_os_error() {
+        Some(libc::EFAULT) => shorter(),
+        _ => error,
+    })?;
+    Ok(mapped)
+}
+
+fn populate(mapped: &MmapMut, start: usize, len: usize) -> io::Result<()> {
+    loop {
+        match mapped.advise_range(Advice::PopulateRead, start, len) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Linux before 5.14 does not know the advice: pages then come as they are touched.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+            result => return result,
+        }
+    }
+}
+
+/// Which share of `ranges` the page cache holds, judged by `samples` pages, evenly spread.
+///
+/// `None` where that cannot be known: the kernel answers only who may write to the file.
+pub fn cached(file: &dyn Cached, ranges: &[Range<u64>], samples: u64) -> Option<f64> {
+    let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let step = (total / samples).max(1);
+    let (mut asked, mut held) = (0u32, 0u32);
+    for offset in ranges.iter().flat_map(|range| range.clone().step_by(step as usize)) {
+        asked += 1;
+        held += u32::from(file.holds(offset)?);
+    }
+    (asked > 0).then(|| f64::from(held) / f64::from(asked))
+}
+
+/// What can be asked whether a byte is cached.
+pub trait Cached {
+    fn holds(&self, offset: u64) -> Option<bool>;
+}
+
+/// A map of a file that is only looked at.
+#[derive(Debug)]
+pub struct Residency(MmapMut);
+
+impl Residency {
+    /// `None` where nothing can be learnt about the file.
+    #[must_use]
+    pub fn of(file: &LocalFile) -> Option<Self> {
+        if !file.is_ours() || file.len() == 0 {
+            return None;
+        }
+        // SAFETY: no byte of this mapping is ever read or written.
+        unsafe { MmapOptions::new().map_copy(file.file()) }.ok().map(Self)
+    }
+}
+
+impl Cached for Residency {
+    fn holds(&self, offset: u64) -> Option<bool> {
+        let page = offset / PAGE * PAGE;
+        if page >= self.0.len() as u64 {
+            return None;
+        }
+        let mut resident = 0u8;
+        // SAFETY: the page lies in the mapping, whose start is a page's, and mincore writes one
+        // byte for it.
+        let asked = unsafe {
+            let address = self.0.as_ptr().add(page as usize).cast_mut();
+            libc::mincore(address.cast(), 1, &raw mut resident)
+        };
+        (asked == 0).then_some(resident & 1 == 1)
+    }
+}

@@ -1,0 +1,155 @@
+//! Reads past the page cache with many requests in flight from one thread (io_uring).
+//!
+//! Where the kernel is too old, or an administrator or a seccomp profile forbids it, the reads
+//! are those of [`Direct`].
+
+use super::{
+    direct::{is_aligned, Direct},
+    read::Read,
+    Job, Piece, Reader, PAGE,
+};
+use crate::{storage::Source, watch::LOOK_EVERY};
+use io_uring::{
+    opcode,
+    types::{Fd, SubmitArgs, Timespec},
+    IoUring,
+};
+use std::{fs::File, io, os::fd::AsRawFd, vec};
+
+/// Requests in flight, at most.
+const MAX_DEPTH: usize = 128;
+
+#[derive(Debug)]
+pub struct Uring;
+
+impl Reader for Uring {
+    fn read(&self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
+        let Some(file) = job.file.direct() else { return Read.read(job, pieces) };
+        let Some(ring) = ring(job.num_thread) else { return Direct.read(job, pieces) };
+        let (aligned, others) = pieces.into_iter().partition(is_aligned);
+        Flight::new(job, &file, ring, aligned).land()?;
+        Direct.read(job, others)
+    }
+}
+
+/// Whether this process may use io_uring.
+#[must_use]
+pub fn is_allowed() -> bool {
+    ring(1).is_some()
+}
+
+fn ring(depth: usize) -> Option<IoUring> {
+    let ring = IoUring::new(depth.clamp(1, MAX_DEPTH).next_power_of_two() as u32).ok()?;
+    // Waiting with a time limit: Linux 5.11.
+    ring.params().is_feature_ext_arg().then_some(ring)
+}
+
+/// Pieces on their way. None of them leaves before the kernel is done with its memory.
+struct Flight<'a> {
+    job: &'a Job<'a>,
+    file: &'a File,
+    ring: IoUring,
+    waiting: vec::IntoIter<Piece<'a>>,
+    /// What is in flight, by slot: a piece and how many of its bytes have come.
+    slots: Vec<Option<(Piece<'a>, usize)>>,
+    free: Vec<usize>,
+    error: Option<io::Error>,
+}
+
+impl<'a> Flight<'a> {
+    fn new(job: &'a Job<'a>, file: &'a File, ring: IoUring, pieces: Vec<Piece<'a>>) -> Self {
+        let depth = job.num_thread.clamp(1, MAX_DEPTH).min(pieces.len());
+        let slots = (0..depth).map(|_| None).collect();
+        let free = (0..depth).collect();
+        Self { job, file, ring, waiting: pieces.into_iter(), slots, free, error: None }
+    }
+
+    /// Reads everything, or stops at the first error, with nothing in flight.
+    fn land(mut self) -> io::Result<()> {
+        loop {
+            self.fill();
+            if self.free.len() == self.slots.len() {
+                return self.error.map_or(Ok(()), Err);
+            }
+            self.wait();
+            let landed: Vec<(u64, i32)> =
+                self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+            for (slot, result) in landed {
+                self.landed(slot as usize, result);
+            }
+        }
+    }
+
+    fn fail(&mut self, error: io::Error) {
+        self.error.get_or_insert(error);
+    }
+
+    /// Gives every free slot a piece.
+    fn fill(&mut self) {
+        if let Err(stopped) = self.job.watch.check() {
+            self.fail(stopped.into());
+        }
+        while self.error.is_none() && !self.free.is_empty() {
+            let Some(piece) = self.waiting.next() else { return };
+            let Some(slot) = self.free.pop() else { return };
+            self.start(slot, piece, 0);
+        }
+    }
+
+    fn start(&mut self, slot: usize, piece: Piece<'a>, done: usize) {
+        let rest = &mut piece.bytes[done..];
+        let entry =
+            opcode::Read::new(Fd(self.file.as_raw_fd()), rest.as_mut_ptr(), rest.len() as u32)
+                .offset(piece.offset + done as u64)
+                .build()
+                .user_data(slot as u64);
+        self.slots[slot] = Some((piece, done));
+        // SAFETY: the memory stays borrowed by the piece in its slot until the request has landed.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            // There are as many entries as slots, so that this cannot be.
+            self.slots[slot] = None;
+            self.free.push(slot);
+            self.fail(io::Error::other("the queue of io_uring is full"));
+        }
+    }
+
+    /// Hands over what is new and waits until something lands, or for a moment.
+    fn wait(&mut self) {
+        let limit = Timespec::from(LOOK_EVERY);
+        let waited = self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit));
+        // Out of time, interrupted, or short of memory: what is in flight lands all the same.
+        if waited.is_err() {
+            self.job.watch.look();
+        }
+    }
+
+    fn landed(&mut self, slot: usize, result: i32) {
+        let Some((piece, mut done)) = self.slots[slot].take() else { return };
+        let error = (result < 0).then(|| io::Error::from_raw_os_error(-result));
+        done += usize::try_from(result).unwrap_or(0);
+        let again = match error.as_ref().map(|error| (error.kind(), error.raw_os_error())) {
+            // Not at the end of the file yet, which no whole page would show.
+            None => result > 0 && done < piece.wanted && (done as u64).is_multiple_of(PAGE),
+            Some((io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock, _)) => true,
+            Some((_, Some(libc::EINVAL | libc::EOPNOTSUPP))) => false,
+            Some(_) => {
+                self.free.push(slot);
+                self.error = self.error.take().or(error);
+                return;
+            }
+        };
+        if again && self.error.is_none() {
+            return self.start(slot, piece, done);
+        }
+        self.free.push(slot);
+        // The end of the file, and what io_uring does not give, comes by an ordinary read.
+        if self.error.is_none() && done < piece.wanted {
+            let rest = &mut piece.bytes[done..piece.wanted];
+            if let Err(error) = self.job.file.read_exact_at(rest, piece.offset + done as u64) {
+                return self.fail(error);
+            }
+        }
+        self.job.watch.add(piece.wanted as u64);
+    }
+}
