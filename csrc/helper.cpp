@@ -5,8 +5,7 @@
 
 namespace veturboio::core {
 
-IOHelper::IOHelper(std::int64_t nbytes)
-    : buffers_(calling([&] { return new_buffers(nbytes); })) {}
+IOHelper::IOHelper(std::int64_t nbytes) : buffers_(calling([&] { return new_buffers(nbytes); })) {}
 
 std::int64_t IOHelper::nbytes() const { return static_cast<std::int64_t>(buffers_->held()); }
 

@@ -103,6 +103,13 @@ struct Wanted {
   }
 };
 
+// The load has succeeded: its helper is for this kind of memory from now on.
+void decide(const MaybeHelper& helper, bool use_pinmem) {
+  if (helper.has_value()) {
+    (*helper)->buffers().decide_pinned(use_pinmem);
+  }
+}
+
 // The tensors of a load on their device; they take its region.
 std::vector<at::Tensor> tensors_on(const at::Device& device, Loaded& loaded) {
   if (device.is_meta()) {
@@ -169,11 +176,13 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
     TORCH_CHECK_VALUE(!wanted.names.has_value() && !wanted.slices.has_value(),
                       "state_dict cannot be combined with names or slices");
     fill_tensors(file, wanted, *state_dict, *lender, counters(progress));
+    decide(helper, use_pinmem);
     return *state_dict;
   }
   const LoadRequest request = wanted.request(device, /*structured=*/false);
-  Loaded loaded = calling(
-      [&] { return load(path(file), request, lender->buffers(), counters(progress)); });
+  Loaded loaded =
+      calling([&] { return load(path(file), request, lender->buffers(), counters(progress)); });
+  decide(helper, use_pinmem);
   return named(loaded, tensors_on(device, loaded));
 }
 
@@ -189,8 +198,9 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
   const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
                       std::move(slices)};
   const LoadRequest request = wanted.request(device, /*structured=*/true);
-  Loaded loaded = calling(
-      [&] { return load(path(file), request, lender->buffers(), counters(progress)); });
+  Loaded loaded =
+      calling([&] { return load(path(file), request, lender->buffers(), counters(progress)); });
+  decide(helper, use_pinmem);
   std::vector<at::Tensor> tensors = tensors_on(device, loaded);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {
@@ -289,8 +299,7 @@ TORCH_LIBRARY(veturboio, m) {
                   [](std::int64_t capacity) { return c10::make_intrusive<IOHelper>(capacity); });
 
   // The same for C++ programs, to which no class can be handed.
-  define(m,
-         "init_io_helper(int nbytes=268435456) -> __torch__.torch.classes.veturboio.IOHelper",
+  define(m, "init_io_helper(int nbytes=268435456) -> __torch__.torch.classes.veturboio.IOHelper",
          &init_io_helper_op);
 
   // Loads a safetensors or PyTorch file. The tensors of a PyTorch file get the names that lead to

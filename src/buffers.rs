@@ -47,13 +47,12 @@ impl Buffers {
     /// The system has no memory to give.
     pub fn lend(&self) -> io::Result<Buffer<'_>> {
         let free = self.state().free.pop();
-        let memory = match free {
-            Some(memory) => memory,
-            None => {
-                let memory = MmapMut::map_anon(SEGMENT_LEN as usize)?;
-                self.state().count += 1;
-                memory
-            }
+        let memory = if let Some(memory) = free {
+            memory
+        } else {
+            let memory = MmapMut::map_anon(SEGMENT_LEN as usize)?;
+            self.state().count += 1;
+            memory
         };
         Ok(Buffer { memory: Some(memory), home: self })
     }
@@ -70,11 +69,16 @@ impl Buffers {
         self.capacity
     }
 
-    /// Says whether loads want page-locked memory. The first one decides: memory of one kind
-    /// cannot serve the other.
+    /// Whether a load may want page-locked memory, or none: memory of one kind cannot serve the
+    /// other.
     #[must_use]
-    pub fn agree_on_pinned(&self, pinned: bool) -> bool {
-        *self.state().pinned.get_or_insert(pinned) == pinned
+    pub fn may_be_pinned(&self, pinned: bool) -> bool {
+        self.state().pinned.is_none_or(|decided| decided == pinned)
+    }
+
+    /// Remembers what the first load that succeeded wanted, which decides.
+    pub fn decide_pinned(&self, pinned: bool) {
+        self.state().pinned.get_or_insert(pinned);
     }
 
     /// Gives all memory back and keeps none from now on. Whoever has a buffer may finish with it.
@@ -175,10 +179,11 @@ mod tests {
     #[test]
     fn the_first_load_decides_about_pinned_memory() {
         let buffers = Buffers::default();
-        assert!(buffers.agree_on_pinned(false));
-        assert!(buffers.agree_on_pinned(false));
-        assert!(!buffers.agree_on_pinned(true));
+        assert!(buffers.may_be_pinned(false) && buffers.may_be_pinned(true));
+        buffers.decide_pinned(false);
+        buffers.decide_pinned(true);
+        assert!(buffers.may_be_pinned(false) && !buffers.may_be_pinned(true));
         buffers.close();
-        assert!(buffers.agree_on_pinned(true));
+        assert!(buffers.may_be_pinned(true));
     }
 }

@@ -70,7 +70,7 @@ impl Error {
         if cause.kind() == io::ErrorKind::UnexpectedEof {
             return Self::format(file, Malformed::new("file became shorter while it was read"));
         }
-        if cause.get_ref().is_some_and(|inner| inner.is::<Stopped>()) {
+        if is_stopped(&cause) {
             return Self::new(Kind::Interrupted, action, file, Stopped.into());
         }
         // Any other error without a number is the standard library's own refusal, such as of a
@@ -171,6 +171,11 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.source()
     }
+}
+
+/// Whether it is the caller's own wish that has come to be an error of reading or writing.
+fn is_stopped(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<Stopped>()).is_some()
 }
 
 #[cfg(test)]

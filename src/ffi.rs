@@ -9,27 +9,20 @@
 
 use crate::{
     buffers,
-    choice::Wish,
     error::{Error, Result},
-    format::shown,
     memory,
-    plan::{self, Place},
+    plan::Place,
     save::SaveOptions,
-    select::Selection,
-    slice::Cut,
-    tensors,
     watch::Watch,
-    ways::Way,
 };
-use std::{
-    any::Any,
-    cell::RefCell,
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt,
-    panic::{catch_unwind, AssertUnwindSafe},
-    path::Path,
-    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
-};
+use convert::{threads, wanted};
+use failure::{border, failure_kind, take_failure};
+use interrupts::{ask_for_interrupts, asked, watch};
+use std::path::Path;
+
+mod convert;
+mod failure;
+mod interrupts;
 
 pub(crate) use bridge::Tensor;
 
@@ -183,6 +176,7 @@ pub(crate) mod bridge {
         fn held(self: &Buffers) -> u64;
         fn capacity(self: &Buffers) -> u64;
         fn close(self: &Buffers);
+        fn decide_pinned(self: &Buffers, pinned: bool);
         /// Refuses a load that wants another kind of memory than the one before.
         fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()>;
 
@@ -230,71 +224,10 @@ pub(crate) mod bridge {
 }
 
 use crate::{fill as filling, load as loading};
-use bridge::{
-    Failure, LoadRequest, Loaded, Name, Pair, SaveRequest, SliceSpec, StateDict, StorageSpec,
-    TensorSpec, TensorView,
-};
+use bridge::{LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageSpec};
 
 type Region = memory::Region;
 type Buffers = buffers::Buffers;
-
-impl tensors::StateDict for StateDict {
-    fn count(&self) -> usize {
-        self.size()
-    }
-
-    fn describe(&self, index: usize) -> anyhow::Result<tensors::Tensor> {
-        Ok(StateDict::describe(self, index)?.into())
-    }
-
-    fn bytes(&self, index: usize) -> anyhow::Result<Option<&[u8]>> {
-        let data = self.data(index)?;
-        if data.is_null() {
-            return Ok(None);
-        }
-        let len = self.byte_len(index)?;
-        // SAFETY: `data` vouches for a contiguous tensor of this many bytes, which the
-        // StateDict keeps alive. That nobody writes to a tensor while it is being saved is the
-        // caller's part, as it is for torch.save.
-        Ok(Some(unsafe { std::slice::from_raw_parts(data, len) }))
-    }
-
-    fn writable(&self, index: usize) -> anyhow::Result<Option<*mut u8>> {
-        let data = StateDict::writable(self, index)?;
-        Ok((!data.is_null()).then_some(data))
-    }
-
-    fn gather(&self, index: usize, begin: u64, bytes: &mut [u8]) -> anyhow::Result<()> {
-        Ok(StateDict::gather(self, index, begin, bytes)?)
-    }
-
-    fn dtype_name(&self, scalar_type: i8) -> String {
-        bridge::scalar_type_name(scalar_type)
-    }
-}
-
-impl From<TensorView> for tensors::Tensor {
-    fn from(view: TensorView) -> Self {
-        Self {
-            name: view.name,
-            scalar_type: view.scalar_type,
-            shape: view.shape,
-            strides: view.strides,
-            flips: view.flips,
-            device: view.device,
-            begin: view.begin,
-            end: view.end,
-            byte_len: view.byte_len,
-            item_size: view.item_size,
-            contiguous: view.contiguous,
-            refusal: Some(view.refusal).filter(|refusal| !refusal.is_empty()),
-        }
-    }
-}
-
-// SAFETY: a StateDict does not change after it is filled, `describe` and `data` only read it,
-// and `gather` reads tensors, which torch allows from any thread.
-unsafe impl Sync for StateDict {}
 
 unsafe fn load(
     file: &[u8],
@@ -341,37 +274,6 @@ fn explain(file: &[u8], request: &LoadRequest) -> Result<String> {
     border("load", file, |path| loading::explain(path, &wanted(path, request, &buffers, &watch)?))
 }
 
-/// The core's request for what C++ asks.
-fn wanted<'a>(
-    path: &Path,
-    request: &LoadRequest,
-    buffers: &'a Buffers,
-    watch: &'a Watch<'a>,
-) -> Result<loading::Request<'a>> {
-    let named = match request.way.as_str() {
-        "" => std::env::var("VETURBOIO_WAY").unwrap_or_default(),
-        way => way.to_owned(),
-    };
-    let way = match named.as_str() {
-        _ if request.use_direct_io && request.way.is_empty() => Some(Way::Direct),
-        "" | "auto" => None,
-        name => Some(Way::from_name(name).ok_or_else(|| {
-            let names = Way::ALL.map(Way::name).join(", ");
-            Error::argument("load", path, format!("way is auto, {names}, and not {}", shown(name)))
-        })?),
-    };
-    let mut selection = Selection::default();
-    if request.some {
-        selection.names = Some(request.names.clone());
-    }
-    for &SliceSpec { ref name, dim, start, stop } in &request.slices {
-        selection.slices.entry(name.clone()).or_default().push(Cut { dim, start, stop });
-    }
-    let wish = Wish { way, num_thread: threads(request.num_thread) };
-    let &LoadRequest { header_only, structured, .. } = request;
-    Ok(loading::Request { wish, selection, header_only, structured, buffers, watch })
-}
-
 fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
     border("read", file, |path| {
         let header = loading::read_header(path)?;
@@ -411,7 +313,7 @@ fn new_buffers(capacity: i64) -> Result<Box<Buffers>> {
 
 fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()> {
     border("load", file, |path| {
-        if buffers.agree_on_pinned(use_pinmem) {
+        if buffers.may_be_pinned(use_pinmem) {
             return Ok(());
         }
         // The published library's words and its spelling: programs look for them.
@@ -433,133 +335,4 @@ fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {
 /// Panics inside the border, so that a test can see what becomes of a panic.
 fn provoke_panic(text: &str) -> Result<()> {
     border("provoke", b"panic", |_| panic!("{text}"))
-}
-
-/// What the caller sees of the work, through two counters or none.
-///
-/// # Safety
-/// `progress` is null or points to two aligned integers that outlive the watch.
-unsafe fn watch<'a>(progress: *mut i64) -> Watch<'a> {
-    let counters = (!progress.is_null()).then(|| {
-        // SAFETY: the caller vouches for them, and every access of this library to them is atomic.
-        unsafe { [AtomicI64::from_ptr(progress), AtomicI64::from_ptr(progress.add(1))] }
-    });
-    Watch::new(counters, asked())
-}
-
-/// Whom the main thread asks whether to stop; 0 is nobody.
-static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
-
-fn ask_for_interrupts(address: i64) {
-    INTERRUPTED.store(usize::try_from(address).unwrap_or(0), Ordering::Release);
-}
-
-/// Signals are handled on the main thread, so that only a load there has somebody to ask.
-fn asked() -> Option<fn() -> bool> {
-    // SAFETY: both take nothing and cannot fail.
-    let is_main = unsafe { libc::getpid() == libc::gettid() };
-    (is_main && INTERRUPTED.load(Ordering::Acquire) != 0).then_some(interrupted)
-}
-
-fn interrupted() -> bool {
-    let address = INTERRUPTED.load(Ordering::Acquire);
-    if address == 0 {
-        return false;
-    }
-    // SAFETY: whoever gave the address vouches for a function of this type that is there until 0 is
-    // given instead.
-    let function = unsafe { std::mem::transmute::<usize, extern "C" fn() -> i32>(address) };
-    function() != 0
-}
-
-/// No thread at all is asked for by 0 and by every negative number; the core refuses it.
-fn threads(num_thread: i64) -> usize {
-    usize::try_from(num_thread).unwrap_or(0)
-}
-
-thread_local! {
-    static FAILURE: RefCell<Option<Failure>> = const { RefCell::new(None) };
-}
-
-/// Runs an entry of the core for C++: a panic becomes an error, an error is remembered.
-fn border<T>(
-    action: &'static str,
-    file: &[u8],
-    work: impl FnOnce(&Path) -> Result<T>,
-) -> Result<T> {
-    let path = Path::new(OsStr::from_bytes(file));
-    let result = catch_unwind(AssertUnwindSafe(|| work(path))).unwrap_or_else(|panic| {
-        let text = panic_text(panic.as_ref());
-        Err(Error::internal(action, path, anyhow::anyhow!("panic in the core: {text}")))
-    });
-    FAILURE.set(result.as_ref().err().map(Failure::from));
-    result
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message")
-}
-
-/// The kind of this thread's last failure; empty if its last entry did not fail.
-fn failure_kind() -> String {
-    FAILURE.with_borrow(|failure| failure.as_ref().map(|f| f.kind.clone())).unwrap_or_default()
-}
-
-/// The failure of this thread's last entry, which is forgotten by this.
-fn take_failure() -> Failure {
-    FAILURE.take().unwrap_or_else(|| Failure {
-        kind: String::new(),
-        errno_: 0,
-        has_tensor: false,
-        tensor: String::new(),
-        reason: String::new(),
-    })
-}
-
-impl From<&Error> for Failure {
-    fn from(error: &Error) -> Self {
-        Self {
-            kind: error.kind().name().to_owned(),
-            errno_: error.errno().unwrap_or(0),
-            has_tensor: error.tensor().is_some(),
-            tensor: error.tensor().unwrap_or_default().to_owned(),
-            reason: error.reason(),
-        }
-    }
-}
-
-impl From<loading::Loaded> for Loaded {
-    fn from(loaded: loading::Loaded) -> Self {
-        let name = |(name, tensor)| Name { name, tensor };
-        Self {
-            storages: loaded.storages.into_iter().map(StorageSpec::from).collect(),
-            tensors: loaded.tensors.into_iter().map(TensorSpec::from).collect(),
-            names: loaded.names.into_iter().map(name).collect(),
-            structure: loaded.structure.unwrap_or_default(),
-            region: Box::new(loaded.region),
-        }
-    }
-}
-
-impl From<plan::Storage> for StorageSpec {
-    fn from(storage: plan::Storage) -> Self {
-        let (copied, offset) = match storage.place {
-            Place::Mapped(offset) => (false, offset),
-            Place::Copied(offset) => (true, offset),
-        };
-        Self { copied, offset, byte_len: storage.byte_len }
-    }
-}
-
-impl From<plan::Tensor> for TensorSpec {
-    fn from(tensor: plan::Tensor) -> Self {
-        let plan::Tensor { storage, scalar_type, offset, shape, strides, requires_grad, .. } =
-            tensor;
-        let strides = strides.unwrap_or_default();
-        Self { storage, scalar_type, offset, shape, strides, requires_grad }
-    }
 }

@@ -44,6 +44,7 @@ const MAX_LISTED: usize = 5;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // each is a parameter that users know by its name
 pub struct SaveOptions {
     metadata: BTreeMap<String, String>,
     force_contiguous: bool,

@@ -1,12 +1,18 @@
 //! Threads that live exactly as long as the load or save that needs them.
 //!
 //! A pool that outlives its load would not survive a `fork` and would keep stacks nobody asked
-//! for; starting a few threads costs some tens of microseconds, which only very small files
-//! notice, and those run on the caller's thread.
+//! for. The caller's thread works like the others, so that what is small needs no other one, and
+//! looks between two items whether it is wanted elsewhere.
 
-use crate::watch::{Stopped, Watch, LOOK_EVERY};
-use rayon::{prelude::*, ThreadBuilder};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use crate::watch::{Stopped, Watch};
+use rayon::ThreadBuilder;
+use std::{
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Mutex, PoisonError,
+    },
+    vec,
+};
 
 /// Processors this process may use, as far as its affinity and its control group allow.
 pub fn processors() -> usize {
@@ -14,7 +20,8 @@ pub fn processors() -> usize {
 }
 
 /// Does `work` for every item on at most `num_thread` threads, beginning with the first ones,
-/// and stops at the first error, or when `watch` says so. All threads have ended when it returns.
+/// and stops at the first error, or when `watch` says so. All other threads have ended when it
+/// returns.
 pub fn for_each<T, E>(
     num_thread: usize,
     items: Vec<T>,
@@ -25,54 +32,77 @@ where
     T: Send,
     E: From<Stopped> + Send,
 {
+    let threads = num_thread.min(items.len());
+    let queue = Queue::new(items);
     let work = |item| watch.check().map_err(E::from).and_then(|()| work(item));
-    let here = |items: Vec<T>| {
-        items.into_iter().try_for_each(|item| {
+    let here = || {
+        queue.empty(|item| {
             watch.look();
             work(item)
-        })
-    };
-    let threads = num_thread.min(items.len());
-    if threads <= 1 {
-        return here(items);
-    }
-    let mut items = Some(items);
-    let done = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("veturboio-{index}"))
-        .build_scoped(ThreadBuilder::run, |pool| {
-            let items = items.take().unwrap_or_default();
-            let (done, answer) = mpsc::channel();
-            pool.in_place_scope(|scope| {
-                scope.spawn(|_| {
-                    // In their order, so that a storage that reads ahead sees what comes.
-                    let result = items.into_iter().par_bridge().try_for_each(&work);
-                    let _ = done.send(result);
-                });
-                wait(&answer, watch)
-            })
         });
-    match done {
-        Ok(result) => result,
+    };
+    if threads > 1 {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads - 1)
+            .thread_name(|index| format!("veturboio-{index}"))
+            .build_scoped(ThreadBuilder::run, |pool| {
+                pool.in_place_scope(|scope| {
+                    for _ in 1..threads {
+                        scope.spawn(|_| queue.empty(work));
+                    }
+                    here();
+                });
+            });
+        if pool.is_ok() {
+            return queue.result();
+        }
         // The system has no more threads to give: the caller's own is enough.
-        Err(_) => here(items.take().unwrap_or_default()),
+    }
+    here();
+    queue.result()
+}
+
+/// Items in their order, so that a storage that reads ahead sees what comes.
+struct Queue<T, E> {
+    items: Mutex<vec::IntoIter<T>>,
+    is_over: AtomicBool,
+    error: Mutex<Option<E>>,
+}
+
+impl<T, E> Queue<T, E> {
+    fn new(items: Vec<T>) -> Self {
+        let items = Mutex::new(items.into_iter());
+        Self { items, is_over: AtomicBool::new(false), error: Mutex::new(None) }
+    }
+
+    /// Does `work` for what nobody else takes, until nothing is left or somebody fails.
+    fn empty(&self, work: impl Fn(T) -> Result<(), E>) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let next = self.items.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(item) = next else { return };
+            // A panic of one is the end for all.
+            let over = Over(&self.is_over);
+            match work(item) {
+                Ok(()) => std::mem::forget(over),
+                Err(error) => {
+                    let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+                    first.get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    fn result(self) -> Result<(), E> {
+        self.error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
 
-/// Waits for the pool on the caller's thread, which looks up now and then.
-fn wait<E: From<Stopped>>(answer: &Receiver<Result<(), E>>, watch: &Watch<'_>) -> Result<(), E> {
-    loop {
-        let heard = if watch.is_looked_at() {
-            answer.recv_timeout(LOOK_EVERY)
-        } else {
-            answer.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        };
-        match heard {
-            Ok(result) => return result,
-            Err(RecvTimeoutError::Timeout) => watch.look(),
-            // A panic, which the scope hands on once all threads have ended.
-            Err(RecvTimeoutError::Disconnected) => return Err(Stopped.into()),
-        }
+/// Ends the work when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -146,7 +176,9 @@ mod tests {
         assert_eq!(failed, Err(Failed::At(50)));
         // A thread that has done its work may take a moment to leave the kernel's list.
         let deadline = Instant::now() + Duration::from_secs(10);
-        for thread in used.into_inner().unwrap() {
+        // SAFETY: as above.
+        let caller = unsafe { libc::gettid() };
+        for thread in used.into_inner().unwrap().into_iter().filter(|&used| used != caller) {
             while Path::new(&format!("/proc/self/task/{thread}")).exists() {
                 assert!(Instant::now() < deadline, "thread {thread} is still there");
                 std::thread::yield_now();

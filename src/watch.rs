@@ -3,11 +3,7 @@
 use std::{
     fmt,
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
-    time::Duration,
 };
-
-/// How often the caller's thread looks whether it is wanted elsewhere.
-pub const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The work was stopped because the caller asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +59,6 @@ impl<'a> Watch<'a> {
         if let Some([done, of]) = self.counters {
             done.store(of.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-    }
-
-    /// Whether somebody has to look at all.
-    #[must_use]
-    pub fn is_looked_at(&self) -> bool {
-        self.interrupted.is_some()
     }
 
     /// Asks, on the caller's thread, whether to stop.

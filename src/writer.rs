@@ -69,9 +69,10 @@ impl Writer<'_> {
         let segments = plan::segments(0..self.file.len(), plan::SEGMENT_LEN).collect();
         threads::for_each(num_thread, segments, self.watch, |segment: Range<u64>| {
             let len = segment.end - segment.start;
-            let written = match self.sink.is_direct() {
-                true => self.write_direct(&segment),
-                false => self.write(&segment),
+            let written = if self.sink.is_direct() {
+                self.write_direct(&segment)
+            } else {
+                self.write(&segment)
             };
             self.watch.add(len);
             written.map_err(Ended::Failed)
@@ -104,7 +105,7 @@ impl Writer<'_> {
                 Some(buffer) => buffer,
                 None => gathered.insert(self.lend()?),
             };
-            self.copy(from, &mut buffer[len..][..part])?;
+            self.copy(&from, &mut buffer[len..][..part])?;
             len += part;
         }
         self.put(gathered.as_deref().map_or(&[], |buffer| &buffer[..len]), written)
@@ -116,7 +117,7 @@ impl Writer<'_> {
         let mut len = 0;
         for bytes in self.parts(segment) {
             let (from, part) = self.source(&bytes)?;
-            self.copy(from, &mut buffer[len..][..part])?;
+            self.copy(&from, &mut buffer[len..][..part])?;
             len += part;
         }
         self.sink.write_direct_at(&mut buffer, len, segment.start)
@@ -152,13 +153,13 @@ impl Writer<'_> {
         })
     }
 
-    fn copy(&self, from: Source<'_>, to: &mut [u8]) -> Result<()> {
+    fn copy(&self, from: &Source<'_>, to: &mut [u8]) -> Result<()> {
         match from {
             Source::Here(here) => {
                 to.copy_from_slice(here);
                 Ok(())
             }
-            Source::Gather(tensor, begin) => self
+            &Source::Gather(tensor, begin) => self
                 .file
                 .tensors
                 .gather(tensor, begin, to)

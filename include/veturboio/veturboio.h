@@ -23,9 +23,11 @@
 #include <ATen/core/class_type.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function.h>
+#include <ATen/core/function_schema.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -128,6 +130,11 @@ template <class... Arguments>
 torch::jit::Stack call(const c10::OperatorHandle& op, Arguments&&... arguments) {
   torch::jit::Stack stack;
   torch::jit::push(stack, std::forward<Arguments>(arguments)...);
+  // A newer library may know parameters that this header does not: they take their defaults.
+  const auto& known = op.schema().arguments();
+  for (std::size_t i = stack.size(); i < known.size(); ++i) {
+    stack.push_back(known[i].default_value().value_or(c10::IValue()));
+  }
   op.callBoxed(stack);
   return stack;
 }
@@ -151,10 +158,10 @@ inline IOHelper::IOHelper(int64_t nbytes) {
 // directory"), and c10::ValueError if it is malformed ("read model.safetensors: ...").
 inline StateDict load(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::load");
-  auto stack = detail::call(op, file, options.map_location, options.num_thread,
-                            options.use_direct_io, options.state_dict, options.use_pinmem,
-                            detail::value(options.helper), options.way, options.names,
-                            options.slices, options.progress);
+  auto stack =
+      detail::call(op, file, options.map_location, options.num_thread, options.use_direct_io,
+                   options.state_dict, options.use_pinmem, detail::value(options.helper),
+                   options.way, options.names, options.slices, options.progress);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
 }
 

@@ -60,9 +60,7 @@ def read_checkpoint(source: Path, options: Options) -> Choice:
     device = "meta" if options.dry_run else "cpu"
     # Mapped, a file larger than the memory can be converted too.
     way = None if options.use_direct_io else "map"
-    checkpoint = load(
-        source, map_location=device, use_direct_io=options.use_direct_io, way=way
-    )
+    checkpoint = load(source, map_location=device, use_direct_io=options.use_direct_io, way=way)
     try:
         choice = choose(checkpoint, options.key)
     except ChoiceError as error:

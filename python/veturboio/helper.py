@@ -15,7 +15,8 @@ def init_io_helper(nbytes: int = DEFAULT_NBYTES) -> Any:
 
     A load or save to which it is given as ``helper`` takes from it the memory that bytes pass
     through, and leaves that memory in it for the next one, whatever the file, the size and the
-    device are. Python, TorchScript and C++ take the same object; several threads may use it at once.
+    device are. Python, TorchScript and C++ take the same object; several threads may use it at
+    once.
 
     ``helper.nbytes()`` tells how many bytes it holds, ``helper.capacity()`` how many it keeps at
     most, and ``helper.close()`` gives them back; so does dropping the last reference. As a context

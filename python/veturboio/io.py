@@ -59,8 +59,9 @@ def load(
             not change from one use of a helper to the next.
         use_direct_io: the same as ``way="direct"``.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
-        state_dict: tensors to be filled in place, wherever they are: the names of the file, the
-            same dtypes, contiguous and at least as large. Nothing is written unless all fit.
+        state_dict: tensors to be filled in place, wherever they are, whatever ``map_location``:
+            the names of the file, the same dtypes, contiguous and at least as large. Nothing is
+            written unless all fit.
         way: how the bytes come: ``"map"``, ``"read"`` through the page cache, ``"direct"`` past it,
             ``"uring"`` the same with io_uring, or ``"auto"``. None asks the variable
             ``VETURBOIO_WAY``, and chooses where that says nothing either. Where the system refuses
@@ -83,7 +84,8 @@ def load(
             PyTorch file that torch.load refuses too.
         OSError: the system refuses the file; the class follows the errno.
         ArgumentError: a ValueError: ``num_thread`` is less than 1, ``use_pinmem`` is not what the
-            helper was used with, or ``state_dict`` does not fit the file; the message names the tensor.
+            helper was used with, or ``state_dict`` does not fit the file; the message names the
+            tensor.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
     _refuse("use_cipher", _wants_cipher(use_cipher))
@@ -202,8 +204,8 @@ def save_file(
         and says on standard error if that failed and nobody asked.
 
     Raises:
-        ArgumentError: a ValueError: tensors share memory and no force is set, or a tensor cannot be stored;
-            the message names them.
+        ArgumentError: a ValueError: tensors share memory and no force is set, or a tensor cannot be
+            stored; the message names them.
         TypeError: a value is not a tensor.
         OSError: the system refuses the file; the class follows the errno.
         NotImplementedError: a parameter asks for what does not exist yet.

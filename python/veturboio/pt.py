@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from veturboio.errors import ArgumentError
 from veturboio.io import FilePath, _refuse, _wants_cipher
 
 #: What a new file is created with; the process's umask takes from it.

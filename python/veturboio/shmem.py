@@ -51,7 +51,9 @@ def load_to_shmem(
             os.posix_fallocate(segment.fileno(), 0, shmem.size)
         content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
         try:
-            _ops.load_bytes(path, content, num_thread=num_thread, use_direct_io=use_direct_io, helper=helper)
+            _ops.load_bytes(
+                path, content, num_thread=num_thread, use_direct_io=use_direct_io, helper=helper
+            )
         finally:
             # The segment cannot be closed while a tensor looks at it, and a traceback may hold
             # this one for long.

@@ -31,6 +31,9 @@ const LEGACY_PREFIX: u64 = 32;
 /// The version of the protocol that every file of the old format has.
 const LEGACY_VERSION: i64 = 1001;
 
+/// The last version of the zip format that torch 2.13 reads (`caffe2/serialize/versions.h`).
+const MAX_VERSION: u64 = 10;
+
 /// A PyTorch file, understood.
 #[derive(Debug)]
 pub struct Archive {
@@ -50,6 +53,13 @@ pub fn is_pytorch(prefix: &[u8]) -> bool {
     let header = prefix.get(8..).unwrap_or_default();
     let first = header.iter().find(|byte| !byte.is_ascii_whitespace());
     first != Some(&b'{') && (zip::is_zip(prefix) || is_legacy(prefix))
+}
+
+/// Whether an archive says that it has a version of which torch 2.13 reads any: a number, from 1 to
+/// 10, and perhaps a line's end.
+fn is_known(version: &[u8]) -> bool {
+    let number = str::from_utf8(version).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    number.is_some_and(|number| (1..=MAX_VERSION).contains(&number))
 }
 
 fn is_legacy(prefix: &[u8]) -> bool {
@@ -86,7 +96,12 @@ impl Archive {
         for entry in zip::entries(len, &read)? {
             if let Some(directory) = entry.name.strip_suffix("/data.pkl") {
                 if !directory.contains('/') {
-                    root = Some(directory.to_owned());
+                    let other = root.replace(directory.to_owned());
+                    if let Some(other) = other.filter(|other| other != directory) {
+                        let (one, two) = (shown(&other), shown(directory));
+                        let reason = format!("zip archive holds two checkpoints, {one} and {two}");
+                        return Err(Malformed::new(reason).into());
+                    }
                 }
             }
             if let Some(twin) = entries.insert(entry.name.clone(), entry) {
@@ -99,6 +114,13 @@ impl Archive {
             let entry = entries.get(&format!("{root}/{name}"));
             entry.map(|entry| bounded(&read, entry)).transpose()
         };
+        let version = whole("version")?.unwrap_or_default();
+        if !is_known(&version) {
+            let version = shown(&String::from_utf8_lossy(&version));
+            return Err(
+                Malformed::new(format!("version {version} of the format is unknown")).into()
+            );
+        }
         let swapped = match whole("byteorder")?.as_deref() {
             None | Some(b"little") => false,
             Some(b"big") => true,

@@ -36,6 +36,7 @@ impl LocalFile {
     /// invalid argument for anything else that is no regular file: a pipe would block for ever.
     pub fn open(path: &Path) -> Result<Self> {
         const ACTION: &str = "open";
+        super::refuse_remote(ACTION, path)?;
         let file = OpenOptions::new()
             .read(true)
             // Opening a pipe without a writer would otherwise wait for one.

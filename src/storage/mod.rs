@@ -9,7 +9,27 @@ mod system;
 
 pub use system::{FileSystem, Storage};
 
-use std::{io, path::Path};
+use crate::error::{Error, Result};
+use std::{env, io, os::unix::ffi::OsStrExt, path::Path};
+
+/// Addresses of stores that cannot be reached yet.
+const SCHEMES: [&str; 8] = ["sfcs", "s3", "tos", "gs", "az", "http", "https", "hdfs"];
+
+/// Refuses an address that is no path, so that nobody looks for a file of that name.
+pub(crate) fn refuse_remote(action: &'static str, path: &Path) -> Result<()> {
+    let bytes = path.as_os_str().as_bytes();
+    let address = |scheme: &str| {
+        bytes.strip_prefix(scheme.as_bytes()).is_some_and(|rest| rest.starts_with(b"://"))
+    };
+    if let Some(scheme) = SCHEMES.into_iter().find(|scheme| address(scheme)) {
+        return Err(Error::not_implemented(action, path, &format!("{scheme}://")));
+    }
+    let sdk = env::var_os("VETURBOIO_USE_SFCS_SDK").is_some_and(|value| value == "1");
+    if sdk && !bytes.starts_with(b"/dev/shm/") {
+        return Err(Error::not_implemented(action, path, "VETURBOIO_USE_SFCS_SDK=1"));
+    }
+    Ok(())
+}
 
 /// Bytes of a known length that any thread may read any range of.
 pub trait Source: Send + Sync {

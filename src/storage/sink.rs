@@ -60,6 +60,7 @@ impl Sink {
     /// A target that is a directory, no regular file, or not writable; a directory that is
     /// missing or refuses a new file; a disk without room for `len` bytes.
     pub fn create(path: &Path, len: u64, durable: bool) -> Result<Self> {
+        super::refuse_remote(ACTION, path)?;
         let failed = |error| Error::io(ACTION, path, error);
         let target = follow_links(path).map_err(failed)?;
         check_target(path, &target)?;

@@ -1,5 +1,7 @@
 //! The suite that every way passes: the same bytes, the same errors, whatever the file.
 
+#![allow(clippy::single_range_in_vec_init)] // ranges are what is asked for
+
 use super::{Job, Piece, Way, PAGE};
 use crate::{buffers::Buffers, plan::SEGMENT_LEN, storage::local::LocalFile, watch::Watch};
 use std::{
@@ -119,8 +121,9 @@ fn bytes_that_were_just_written_are_seen_by_every_way() {
         let mut bed = bed(3 * PAGE as usize);
         let path = crate::storage::Source::name(&bed.file).to_owned();
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
-        file.write_all(&[7; 50_000]).unwrap();
-        bed.bytes.extend([7; 50_000]);
+        let more = vec![7; 50_000];
+        file.write_all(&more).unwrap();
+        bed.bytes.extend(more);
         bed.file = LocalFile::open(&path).unwrap();
         check_ranges(&bed, way, &[0..bed.bytes.len() as u64]);
     }

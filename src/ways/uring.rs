@@ -8,13 +8,16 @@ use super::{
     read::Read,
     Job, Piece, Reader, PAGE,
 };
-use crate::{storage::Source, watch::LOOK_EVERY};
+use crate::storage::Source;
 use io_uring::{
-    opcode,
+    opcode, squeue,
     types::{Fd, SubmitArgs, Timespec},
     IoUring,
 };
-use std::{fs::File, io, os::fd::AsRawFd, vec};
+use std::{fs::File, io, os::fd::AsRawFd, time::Duration, vec};
+
+/// How often the caller's thread looks up while it waits.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Requests in flight, at most.
 const MAX_DEPTH: usize = 128;
@@ -102,6 +105,9 @@ impl<'a> Flight<'a> {
             opcode::Read::new(Fd(self.file.as_raw_fd()), rest.as_mut_ptr(), rest.len() as u32)
                 .offset(piece.offset + done as u64)
                 .build()
+                // On workers of the kernel: a file system that answers in its own time would otherwise be
+                // asked for one piece after the other, and one thread would clear all the memory.
+                .flags(squeue::Flags::ASYNC)
                 .user_data(slot as u64);
         self.slots[slot] = Some((piece, done));
         // SAFETY: the memory stays borrowed by the piece in its slot until the request has landed.

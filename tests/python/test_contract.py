@@ -142,8 +142,9 @@ def test_num_thread(model: Path) -> None:
         lambda count: to_shmem(model, num_thread=count),
     )
     most = [threads_of(functools.partial(act, 2), enough=3) for act in acts]
-    assert max(most) == 2, most  # who needs no thread but the caller's has none
+    assert max(most) in (1, 2), most  # the caller's thread may be one of them
     for act in acts:
+        assert threads_of(functools.partial(act, 1), enough=1) == 0
         with pytest.raises(ValueError, match="num_thread must be at least 1"):
             act(0)
 

@@ -26,7 +26,9 @@ def test_a_zip_checkpoint() -> None:
     path = fetched(*CREPE)
     loaded = check(path)
     assert len(loaded) > 30
+    mapped = load_natively(path, way="map")
     assert maps_of(path)
+    assert_alike(mapped, loaded)
     assert_alike(torch.ops.veturboio.load(str(path)), tensors_by_name(load_by_torch(path)))
     assert_alike(load_natively(path, enable_fast_mode=False), loaded)
     meta = load_natively(path, map_location="meta")

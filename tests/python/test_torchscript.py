@@ -176,12 +176,14 @@ def test_schemas() -> None:
     assert schemas == {
         "load": "veturboio::load(str file, *, Device? map_location=None, int num_thread=32,"
         " bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False,"
-        " __torch__.torch.classes.veturboio.IOHelper? helper=None) -> Dict(str, Tensor)",
+        " __torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None,"
+        " str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None)"
+        " -> Dict(str, Tensor)",
         "save": "veturboio::save(Dict(str, Tensor) state_dict, str file, *,"
         " Dict(str, str)? metadata=None, bool force_contiguous=True,"
         " bool force_save_shared_tensor=False, bool force_clone_shared_tensor=False,"
         " int num_thread=32, Tensor? progress=None,"
-        " __torch__.torch.classes.veturboio.IOHelper? helper=None) -> ()",
+        " __torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True) -> ()",
         "metadata": "veturboio::metadata(str file) -> Dict(str, str)",
     }
 

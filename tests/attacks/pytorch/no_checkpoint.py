@@ -23,4 +23,19 @@ def cases() -> Iterator[Case]:
     for name, order in {"middle": b"middle", "none": b"", "newline": b"little\n"}.items():
         marked = [good()[0], Entry("archive/byteorder", order), *good()[2:]]
         yield Case(f"byte-order-{name}", archive(marked), ORDER)
+    for name, version in {
+        "future": b"11\n",
+        "zero": b"0\n",
+        "negative": b"-3\n",
+        "word": b"three\n",
+        "empty": b"",
+        "huge": b"9" * 40,
+    }.items():
+        others = [entry for entry in good() if entry.name != "archive/version"]
+        marked = [*others, Entry("archive/version", version)]
+        yield Case(f"version-{name}", archive(marked), "of the format is unknown")
+    unmarked = [entry for entry in good() if entry.name != "archive/version"]
+    yield Case("version-missing", archive(unmarked), "of the format is unknown")
+    twice = [*good(), *entries(good_pickle(), root="other")]
+    yield Case("two-checkpoints", archive(twice), "holds two checkpoints")
     yield Case("empty-pickle", archive(entries(b"")), CUT)
