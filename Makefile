@@ -84,7 +84,9 @@ lint: $(TOOLS) $(TORCH) ## check formatting, and run clippy, ruff and mypy
 	@cargo clippy --version >/dev/null 2>&1 || { echo 'lint veturboio: clippy is missing, run `rustup component add clippy`' >&2; exit 1; }
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo fmt --check --manifest-path tests/slowfs/Cargo.toml
 	@$(CARGO_ENV) set -x; cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path tests/slowfs/Cargo.toml --target-dir target/slowfs -- -D warnings
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/ruff format --check $(PYTHON_FILES)
@@ -94,6 +96,7 @@ lint: $(TOOLS) $(TORCH) ## check formatting, and run clippy, ruff and mypy
 fmt: $(TOOLS) ## format all sources
 	cargo fmt
 	cargo fmt --manifest-path fuzz/Cargo.toml
+	cargo fmt --manifest-path tests/slowfs/Cargo.toml
 	$(BIN)/clang-format -i $(CPP_FILES)
 	$(BIN)/ruff check --fix-only $(PYTHON_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)

@@ -8,16 +8,12 @@ use crate::{
     ways::Way,
 };
 
-/// What is read past the page cache rather than mapped is at least this long, in bytes: below, the
-/// whole load takes a few tens of milliseconds either way, and the next one finds it cached.
-pub const LARGE: u64 = 64 << 20;
-
 /// A file of which the page cache holds this share counts as cached: the rest is read faster than
 /// all of it could be.
 const CACHED: f64 = 0.5;
 
-/// Reads of a local disk that are in flight at once, at least: a disk needs some to be busy while
-/// the processors look after the memory.
+/// Reads past the page cache that a local disk has in flight at least: one thread waits for the
+/// disk while another looks after the memory.
 const DISK_DEPTH: usize = 4;
 
 /// Pieces that each reader of a slow storage takes one after the other, so that all end together.
@@ -43,10 +39,8 @@ pub struct Facts {
     pub wanted: u64,
     /// Which share of them the page cache holds, where that can be known.
     pub cached: Option<f64>,
-    /// Bytes of memory that the process may still take.
-    pub available: Option<u64>,
-    /// Whether this process has read the same file past the page cache before.
-    pub again: bool,
+    /// Whether much of the rest of the file is not.
+    pub partial: bool,
     pub processors: usize,
 }
 
@@ -74,49 +68,31 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         Choice { way, num_thread, segment_len, reason }
     };
     let is_cached = storage == Storage::Memory || facts.cached.is_some_and(|share| share >= CACHED);
-    let disk = processors.max(DISK_DEPTH);
-    let depth = match storage {
-        _ if is_cached => processors,
-        Storage::Memory | Storage::Disk => disk,
-        Storage::Remote => usize::MAX,
-    };
-    if let Some(way) = wish.way {
-        // What is cached needs processors only on the ways that go through the cache.
-        let depth = match way {
-            Way::Direct | Way::Uring if storage != Storage::Remote => disk,
-            _ => depth,
-        };
-        return choice(way, depth, format!("{} was asked for", way.name()));
-    }
-    if storage == Storage::Memory {
-        return choice(Way::Map, depth, format!("{name} has the bytes in memory"));
-    }
-    if let (true, Some(share)) = (is_cached, facts.cached) {
-        let reason = format!("the page cache holds {:.0}% of it", share * 100.0);
-        return choice(Way::Map, depth, reason);
-    }
-    let cold = match facts.cached {
+    let held = match facts.cached {
+        _ if storage == Storage::Memory => format!("{name} has it in memory"),
         Some(share) => format!("the page cache holds {:.0}% of it", share * 100.0),
-        None => "nobody says what the page cache holds".to_owned(),
+        None => "nobody tells what the page cache holds of it".to_owned(),
     };
-    match storage {
-        Storage::Remote => {
-            let reason = format!("{cold}, and each request to {name} takes its time");
-            choice(Way::Direct, depth, reason)
+    let (way, reason) = match (wish.way, storage) {
+        (Some(way), _) => (way, format!("{} was asked for", way.name())),
+        _ if is_cached => (Way::Map, held),
+        (None, Storage::Remote) => {
+            (Way::Direct, format!("{held}, and each request to {name} takes its time"))
         }
-        _ if facts.cached.is_none() => choice(Way::Map, depth, cold),
-        _ if wanted < LARGE => choice(Way::Map, depth, format!("{cold}, and it is small")),
-        _ if facts.again => {
-            let reason =
-                format!("{cold}, and this process reads it again: the cache shall keep it");
-            choice(Way::Map, depth, reason)
+        _ if facts.partial => {
+            (Way::Direct, format!("{held}, and reading ahead would bring in what is not wanted"))
         }
-        _ if facts.available.is_some_and(|available| wanted > available / 2) => {
-            let reason = format!("{cold}, and memory is short: the page cache can be given back");
-            choice(Way::Map, depth, reason)
-        }
-        _ => choice(Way::Direct, depth, format!("{cold}, and reading past it is faster")),
-    }
+        _ => (Way::Map, format!("{held}, and {name} fills it at the speed of the disk")),
+    };
+    // A map and the page cache are work for processors, whatever lies behind them; what is asked
+    // past the cache is waited for.
+    let depth = match (way, storage) {
+        (Way::Map | Way::Read, Storage::Disk | Storage::Memory) => processors,
+        (Way::Map | Way::Read, Storage::Remote) if is_cached => processors,
+        (_, Storage::Remote) => usize::MAX,
+        (Way::Direct | Way::Uring, _) => processors.max(DISK_DEPTH),
+    };
+    choice(way, depth, reason)
 }
 
 /// Cuts so that every reader of a slow storage gets some pieces of what there is, but none less
@@ -139,8 +115,7 @@ mod tests {
             file_system: FileSystem::from_magic(magic),
             wanted: 2 << 30,
             cached,
-            available: Some(20 << 30),
-            again: false,
+            partial: false,
             processors: 2,
         }
     }
@@ -155,17 +130,18 @@ mod tests {
         assert_eq!(chosen(facts(EXT4, Some(1.0))), (Way::Map, 2));
         assert_eq!(chosen(facts(FUSE, Some(1.0))), (Way::Map, 2));
         assert_eq!(chosen(facts(TMPFS, None)), (Way::Map, 2));
+        let partial = Facts { partial: true, ..facts(EXT4, Some(1.0)) };
+        assert_eq!(chosen(partial), (Way::Map, 2));
     }
 
     #[test]
-    fn what_lies_on_a_disk_is_read_past_the_cache_if_it_is_large() {
-        let cold = facts(EXT4, Some(0.0));
-        assert_eq!(chosen(cold), (Way::Direct, 4));
-        assert_eq!(chosen(Facts { processors: 16, ..cold }), (Way::Direct, 16));
-        assert_eq!(chosen(Facts { wanted: LARGE - 1, ..cold }), (Way::Map, 4));
-        assert_eq!(chosen(Facts { again: true, ..cold }), (Way::Map, 4));
-        assert_eq!(chosen(Facts { available: Some(3 << 30), ..cold }), (Way::Map, 4));
-        assert_eq!(chosen(Facts { cached: None, ..cold }), (Way::Map, 4));
+    fn what_lies_on_a_disk_is_brought_into_the_page_cache_unless_a_part_is_wanted() {
+        for cached in [None, Some(0.0), Some(0.4)] {
+            let cold = facts(EXT4, cached);
+            assert_eq!(chosen(cold), (Way::Map, 2));
+            assert_eq!(chosen(Facts { partial: true, ..cold }), (Way::Direct, 4));
+            assert_eq!(chosen(Facts { partial: true, processors: 16, ..cold }), (Way::Direct, 16));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     buffers::Buffers,
     choice::{choose, Choice, Wish},
     error::{Error, Result},
-    facts::{facts, remember},
+    facts::facts,
     format::{
         alias,
         archive::{is_pytorch, Archive},
@@ -128,9 +128,6 @@ pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
         request.watch.begin(plan.byte_len());
         let region = Region::of(&job, &plan, choice.way).map_err(|error| failed(&file, error))?;
         request.watch.finish();
-        if matches!(choice.way, Way::Direct | Way::Uring) {
-            remember(file.identity());
-        }
         region
     };
     let Plan { storages, tensors, .. } = plan;

@@ -20,13 +20,8 @@ pub struct LocalFile {
     path: PathBuf,
     file: File,
     len: u64,
-    identity: Identity,
     owner: u32,
 }
-
-/// Which file it is, and in which state: device, inode, and time of the last change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity(u64, u64, i64, i64);
 
 impl LocalFile {
     /// Opens `path`.
@@ -50,18 +45,8 @@ impl LocalFile {
         if !metadata.is_file() {
             return Err(Error::argument(ACTION, path, "not a regular file"));
         }
-        let (device, inode) = (metadata.dev(), metadata.ino());
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            len: metadata.len(),
-            identity: Identity(device, inode, metadata.mtime(), metadata.mtime_nsec()),
-            owner: metadata.uid(),
-        })
-    }
-
-    pub(crate) fn identity(&self) -> Identity {
-        self.identity
+        let (len, owner) = (metadata.len(), metadata.uid());
+        Ok(Self { path: path.to_owned(), file, len, owner })
     }
 
     /// Whether the kernel tells this process what the page cache holds of the file: it tells the

@@ -1,19 +1,25 @@
-"""Saves that cannot end well: the old file stays whole, and nothing is left beside it."""
+"""Saves and loads that cannot end well, or are stopped: what was there stays, nothing is left."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
+import slowfs
 import torch
+from circumstances import nothing_left
 from conftest import Run
 from forked import Child
-from probe import open_files
+from probe import assert_same, open_files
 
 import veturboio
 
@@ -21,6 +27,10 @@ Mount = Callable[[str], Path]
 
 SMALL = {"a": torch.arange(1000)}
 BIG = {f"{i}": torch.full((2**20,), i, dtype=torch.int32) for i in range(16)}
+
+needs_slowfs = pytest.mark.skipif(
+    slowfs.unavailable() is not None, reason=str(slowfs.unavailable())
+)
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -317,3 +327,195 @@ def test_interrupted_by_the_user(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in child.wait().stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert_one_whole_save(tmp_path / "model.safetensors")
+
+
+#: Seconds from a signal to the end of the load or save that it stops.
+AT_ONCE = 2
+
+
+class Strike:
+    """Sends this process a signal as soon as bytes are said to move."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self.number = number
+        self.at: float | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.at is None and total:
+            self.at = time.monotonic()
+            os.kill(os.getpid(), self.number)
+
+    def seconds_ago(self) -> float:
+        assert self.at is not None, "it never struck"
+        return time.monotonic() - self.at
+
+
+@contextlib.contextmanager
+def handled(number: int, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.fixture
+def slow_model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[slowfs.Mount]:
+    """``model``, of 64 MiB, on a mount that takes seconds for it where a thread reads it alone."""
+    source, point = tmp_path / "source", tmp_path / "mount"
+    source.mkdir()
+    point.mkdir()
+    veturboio.save_file(BIG, source / "model")
+    delay_ms = getattr(request, "param", 50)
+    with slowfs.mounted(source, point, delay_ms=delay_ms, no_async_dio=True) as mounted:
+        yield mounted
+
+
+@needs_slowfs
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("way", "slow_model"),
+    # Through the page cache, the kernel asks for much less at a time.
+    [(None, 100), ("direct", 100), ("uring", 100), ("map", 10), ("read", 10)],
+    indirect=["slow_model"],
+)
+def test_control_c_stops_a_load(slow_model: slowfs.Mount, way: str | None, threads: int) -> None:
+    path, strike = slow_model.path / "model", Strike()
+    with nothing_left(path):
+        with pytest.raises(KeyboardInterrupt):
+            veturboio.load(path, way=way, num_thread=threads, progress=strike)
+        assert strike.seconds_ago() < AT_ONCE
+        assert slow_model.stats()["bytes"] < path.stat().st_size
+    loaded = veturboio.load(path, names=["3"])
+    assert torch.equal(loaded["3"], BIG["3"])
+
+
+@needs_slowfs
+def test_control_c_stops_a_load_into_tensors_and_of_a_part(slow_model: slowfs.Mount) -> None:
+    path = slow_model.path / "model"
+    targets = {name: torch.empty_like(value) for name, value in BIG.items()}
+    slices = {name: slice(1, None) for name in BIG}
+    options: list[dict[str, Any]] = [{"state_dict": targets}, {"slices": slices}]
+    for option in options:
+        strike = Strike()
+        with nothing_left(path):
+            with pytest.raises(KeyboardInterrupt):
+                veturboio.load(path, num_thread=2, progress=strike, **option)
+            assert strike.seconds_ago() < AT_ONCE
+    assert slow_model.stats()["bytes"] < 2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_control_c_stops_a_save(tmp_path: Path, durable: bool) -> None:
+    """Four gigabytes of one expanded number: the old file stays, and nothing beside it."""
+    target, strike = tmp_path / "model.safetensors", Strike()
+    veturboio.save_file(SMALL, target)
+    before = target.read_bytes()
+    large = {"a": torch.ones(1).expand(2**30)}
+    with nothing_left(tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            veturboio.save_file(large, target, durable=durable, progress=strike)
+        assert strike.seconds_ago() < AT_ONCE
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+class Enough(Exception):  # noqa: N818 - raised by a handler, and no error
+    pass
+
+
+@needs_slowfs
+def test_what_a_handler_raises_comes_out(slow_model: slowfs.Mount, tmp_path: Path) -> None:
+    def handler(number: int, _: FrameType | None) -> None:
+        raise Enough(number)
+
+    path = slow_model.path / "model"
+    acts: list[Callable[[Strike], object]] = [
+        lambda strike: veturboio.load(path, num_thread=1, progress=strike),
+        lambda strike: veturboio.save_file(
+            {"a": torch.ones(1).expand(2**30)}, tmp_path / "new", progress=strike
+        ),
+    ]
+    with handled(signal.SIGUSR1, handler):
+        for act in acts:
+            strike = Strike(signal.SIGUSR1)
+            with pytest.raises(Enough) as raised:
+                act(strike)
+            assert strike.seconds_ago() < AT_ONCE
+            assert raised.value.args == (signal.SIGUSR1,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mount", "source"]
+
+
+@needs_slowfs
+def test_a_handler_that_raises_nothing_stops_nothing(slow_model: slowfs.Mount) -> None:
+    """It runs while the load goes on, and not after it."""
+    path, moved = slow_model.path / "model", []
+    with handled(signal.SIGUSR1, lambda *_: moved.append(slow_model.stats()["bytes"])):
+        loaded = veturboio.load(path, num_thread=2, progress=Strike(signal.SIGUSR1))
+    assert_same(loaded, BIG)
+    assert len(moved) == 1
+    assert moved[0] < path.stat().st_size // 2
+
+
+@needs_slowfs
+@pytest.mark.parametrize("way", ["direct", "uring"])
+def test_a_handler_can_save_and_load(
+    slow_model: slowfs.Mount, tmp_path: Path, capfd: pytest.CaptureFixture[str], way: str
+) -> None:
+    """A last checkpoint when a machine is about to be taken away."""
+    last = {"a": torch.arange(5_000_000), "turned": torch.rand(1000, 1500).t()}
+    loads, moved = [], []
+
+    def handler(*_: object) -> None:
+        veturboio.save_file(last, tmp_path / "last")
+        loads.append(veturboio.load(tmp_path / "last", way=way))
+        moved.append(slow_model.stats()["bytes"])
+
+    with handled(signal.SIGTERM, handler):
+        loaded = veturboio.load(
+            slow_model.path / "model", way=way, num_thread=2, progress=Strike(signal.SIGTERM)
+        )
+    assert_same(loaded, BIG)
+    assert len(loads) == 1
+    assert_same(loads[0], last)
+    assert moved[0] < 64 * 2**20  # it was done before the load was
+    assert capfd.readouterr().err == ""
+
+
+@needs_slowfs
+def test_a_signal_stops_nothing_on_other_threads(slow_model: slowfs.Mount, tmp_path: Path) -> None:
+    """Python handles signals on the main thread: what goes on elsewhere goes on."""
+    path, loads = slow_model.path / "model", []
+    other = threading.Thread(target=lambda: loads.append(veturboio.load(path, num_thread=2)))
+    other.start()
+    save = veturboio.save_file(BIG, tmp_path / "new", wait=False)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        other.join()
+    assert save is not None
+    save.result()
+    other.join()
+    assert_same(loads[0], BIG)
+    assert_same(veturboio.load(tmp_path / "new"), BIG)
+
+
+@torch.jit.script
+def load_by_script(file: str, threads: int) -> dict[str, torch.Tensor]:
+    return torch.ops.veturboio.load(file, num_thread=threads)
+
+
+@needs_slowfs
+def test_control_c_in_torchscript(slow_model: slowfs.Mount) -> None:
+    """Which keeps of an exception but its text; and no later load hears of it."""
+    path = slow_model.path / "model"
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with nothing_left(path):
+        with pytest.raises(RuntimeError, match=f"{path}: interrupted"):
+            load_by_script(str(path), 1)
+        assert time.monotonic() - start < AT_ONCE
+        timer.join()
+    assert veturboio.load(path, names=["1"])["1"].sum() == 2**20
+    with pytest.raises(FileNotFoundError):
+        veturboio.load(path.parent / "nothing")
