@@ -72,6 +72,7 @@ pub use error::{Error, Kind, Result};
 pub use load::read_header;
 pub use save::SaveOptions;
 pub use state_dict::LoadOptions;
+pub use ways::Way;
 
 use std::{borrow::Borrow, collections::HashMap, path::Path};
 

@@ -31,17 +31,13 @@ use std::{borrow::Borrow, collections::HashMap, ops::Range, path::Path};
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     num_thread: usize,
-    use_direct_io: bool,
+    way: Option<Way>,
     selection: Selection,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self {
-            num_thread: DEFAULT_NUM_THREAD,
-            use_direct_io: false,
-            selection: Selection::default(),
-        }
+        Self { num_thread: DEFAULT_NUM_THREAD, way: None, selection: Selection::default() }
     }
 }
 
@@ -62,7 +58,14 @@ impl LoadOptions {
     /// the file system refuses that, through the page cache.
     #[must_use]
     pub fn use_direct_io(mut self, yes: bool) -> Self {
-        self.use_direct_io = yes;
+        self.way = yes.then_some(Way::Direct);
+        self
+    }
+
+    /// How the bytes come, instead of what is chosen by where they lie.
+    #[must_use]
+    pub fn way(mut self, way: Way) -> Self {
+        self.way = Some(way);
         self
     }
 
@@ -101,15 +104,7 @@ impl LoadOptions {
     pub fn load(&self, file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
         let path = file.as_ref();
         let (buffers, watch) = (Buffers::default(), Watch::default());
-        let way = self.use_direct_io.then_some(Way::Direct);
-        let request = Request {
-            wish: Wish { way, num_thread: self.num_thread },
-            selection: self.selection.clone(),
-            header_only: false,
-            structured: false,
-            buffers: &buffers,
-            watch: &watch,
-        };
+        let request = self.request(&buffers, &watch);
         let loaded: bridge::Loaded = load::load(path, &request)?.into();
         let made = bridge::make_tensors(&loaded.tensors, &loaded.storages, loaded.region)
             .map_err(|error| Error::internal("load", path, error.into()))?;
@@ -121,6 +116,27 @@ impl LoadOptions {
             tensors.insert(name, unsafe { tch::Tensor::clone_from_ptr(pointer.cast()) });
         }
         Ok(tensors)
+    }
+
+    /// Says in a sentence which way [`load`](Self::load) would take, and why. Nothing but the header
+    /// is read.
+    ///
+    /// # Errors
+    /// As [`load`](crate::load) says.
+    pub fn explain(&self, file: impl AsRef<Path>) -> Result<String> {
+        let (buffers, watch) = (Buffers::default(), Watch::default());
+        load::explain(file.as_ref(), &self.request(&buffers, &watch))
+    }
+
+    fn request<'a>(&self, buffers: &'a Buffers, watch: &'a Watch<'a>) -> Request<'a> {
+        Request {
+            wish: Wish { way: self.way, num_thread: self.num_thread },
+            selection: self.selection.clone(),
+            header_only: false,
+            structured: false,
+            buffers,
+            watch,
+        }
     }
 }
 

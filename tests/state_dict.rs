@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fs};
 use tch::{Device, Kind, Tensor};
-use veturboio::{LoadOptions, SaveOptions};
+use veturboio::{LoadOptions, SaveOptions, Way};
 
 fn cpu(kind: Kind) -> (Kind, Device) {
     (kind, Device::Cpu)
@@ -120,4 +120,27 @@ fn errors_are_of_their_kind() {
     );
     let none = LoadOptions::new().num_thread(0).load("/nowhere").unwrap_err();
     assert_eq!(none.to_string(), "load /nowhere: num_thread must be at least 1");
+}
+
+#[test]
+fn every_way_brings_the_same_and_says_why_it_was_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let weight = Tensor::randn([1000, 300], cpu(Kind::Float));
+    veturboio::save([("weight", &weight), ("bias", &weight.get(0).copy())], &path).unwrap();
+    for way in [Way::Map, Way::Read, Way::Direct, Way::Uring] {
+        let options = LoadOptions::new().way(way);
+        assert!(options.load(&path).unwrap()["weight"].equal(&weight), "{way:?}");
+        let reason = options.explain(&path).unwrap();
+        assert!(reason.contains(&format!("{} was asked for", way.name())), "{reason}");
+    }
+    let part = LoadOptions::new().names(["weight"]).slice("weight", 0, 5..-990);
+    let loaded = part.load(&path).unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert!(loaded["weight"].equal(&weight.narrow(0, 5, 5)));
+    let refused = LoadOptions::new().slice("bias", 1, 0..1).load(&path).unwrap_err();
+    assert_eq!(
+        (refused.kind(), refused.tensor()),
+        (veturboio::Kind::InvalidArgument, Some("bias"))
+    );
 }

@@ -22,7 +22,7 @@ use std::{io, ops::Range};
 /// at most this on every file system of Linux.
 pub const PAGE: u64 = 4096;
 
-/// A way of bringing bytes into memory.
+/// How the bytes of a file come into memory. `docs/architecture.md` tells when which is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// A private map of the file: the page cache is the memory.
@@ -36,7 +36,7 @@ pub enum Way {
 }
 
 impl Way {
-    pub const ALL: [Self; 4] = [Self::Map, Self::Read, Self::Direct, Self::Uring];
+    pub(crate) const ALL: [Self; 4] = [Self::Map, Self::Read, Self::Direct, Self::Uring];
 
     /// What users call it.
     #[must_use]
@@ -50,7 +50,7 @@ impl Way {
     }
 
     #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|way| way.name() == name)
     }
 
@@ -69,7 +69,7 @@ impl Way {
     /// What the system says, `UnexpectedEof` of a file that has become shorter, or [`Stopped`].
     ///
     /// [`Stopped`]: crate::watch::Stopped
-    pub fn bring(self, job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<Option<MmapMut>> {
+    pub(crate) fn bring(self, job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<Option<MmapMut>> {
         let Some(last) = ranges.last() else { return Ok(None) };
         if self == Self::Map {
             return map::map(job, ranges).map(Some);
@@ -99,7 +99,7 @@ impl Way {
     ///
     /// # Errors
     /// As [`bring`](Self::bring).
-    pub fn read(self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
+    pub(crate) fn read(self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
         self.reader().read(job, pieces)
     }
 }

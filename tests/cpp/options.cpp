@@ -96,3 +96,43 @@ CASE(shared_tensors_are_refused_noted_or_cloned) {
   EXPECT(cloned.at("head").data_ptr() != cloned.at("embedding").data_ptr());
   EXPECT(tensors.size() == 2);
 }
+
+CASE(a_part_can_be_loaded) {
+  const std::string path = scratch("part.safetensors");
+  veturboio::save(weights(), path);
+  const auto named = veturboio::load(path, {.names = {{"bias"}}});
+  EXPECT(named.size() == 1 && identical(named.at("bias"), weights().at("bias")));
+
+  c10::Dict<std::string, std::vector<int64_t>> slices;
+  slices.insert("weight", std::vector<int64_t>{1, -3, -1, 0, 1, 3});
+  const auto sliced = veturboio::load(path, {.slices = slices});
+  const at::Tensor part = weights().at("weight").slice(1, 1, 3).slice(0, 1, 3);
+  EXPECT(sliced.size() == 2 && identical(sliced.at("weight"), part.contiguous()));
+
+  slices.insert_or_assign("weight", std::vector<int64_t>{0, 1});
+  text_of<c10::ValueError>([&] { veturboio::load(path, {.slices = slices}); });
+  text_of<c10::ValueError>([&] { veturboio::load(path, {.names = {{"nobody"}}}); });
+}
+
+CASE(every_way_brings_the_same_and_is_explained) {
+  const std::string path = scratch("ways.safetensors");
+  veturboio::save(weights(), path);
+  for (const std::string way : {"auto", "map", "read", "direct", "uring"}) {
+    const at::Tensor progress = at::zeros({2}, at::kLong);
+    const auto loaded = veturboio::load(path, {.way = way, .progress = progress});
+    EXPECT(identical(loaded.at("weight"), weights().at("weight")));
+    EXPECT(progress[0].item<int64_t>() == progress[1].item<int64_t>());
+    EXPECT(progress[0].item<int64_t>() > 0);
+  }
+  EXPECT(veturboio::explain(path, {.way = "direct"}).find("direct was asked for") !=
+         std::string::npos);
+  text_of<c10::ValueError>([&] { veturboio::load(path, {.way = "fast"}); });
+}
+
+CASE(what_need_not_be_durable_is_whole_all_the_same) {
+  const std::string durable = scratch("durable.safetensors");
+  const std::string fast = scratch("fast.safetensors");
+  veturboio::save(weights(), durable);
+  veturboio::save(weights(), fast, {.durable = false});
+  EXPECT(read_file(durable) == read_file(fast));
+}
