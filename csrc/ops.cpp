@@ -90,13 +90,11 @@ struct Wanted {
     }
     if (slices.has_value()) {
       for (const auto& entry : *slices) {
-        const std::vector<std::int64_t> cuts = entry.value();
-        TORCH_CHECK_VALUE(cuts.size() % 3 == 0,
-                          "slices has dimension, start and stop for each cut, and not ",
-                          cuts.size(), " numbers");
-        for (std::size_t i = 0; i < cuts.size(); i += 3) {
-          request.slices.push_back(SliceSpec{entry.key(), cuts[i], cuts[i + 1], cuts[i + 2]});
+        SliceSpec slice{entry.key(), {}};
+        for (const std::int64_t number : entry.value()) {
+          slice.cuts.push_back(number);
         }
+        request.slices.push_back(std::move(slice));
       }
     }
     return request;

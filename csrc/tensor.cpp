@@ -1,5 +1,6 @@
 #include "veturboio/csrc/tensor.h"
 
+#include <ATen/core/grad_mode.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
@@ -81,6 +82,9 @@ at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage, c10::Dispat
     impl->set_sizes_and_strides(ints(spec.shape), ints(spec.strides));
   }
   impl->set_storage_offset(spec.offset);
+  if (spec.settle) {
+    tensor = tensor.clone(at::MemoryFormat::Contiguous);
+  }
   if (spec.requires_grad) {
     tensor.set_requires_grad(true);
   }

@@ -41,12 +41,10 @@ pub(crate) mod bridge {
         slices: Vec<SliceSpec>,
     }
 
-    /// What is wanted of one dimension of a tensor.
+    /// What is wanted of a tensor: dimension, start and stop of each cut.
     struct SliceSpec {
         name: String,
-        dim: i64,
-        start: i64,
-        stop: i64,
+        cuts: Vec<i64>,
     }
 
     /// Bytes of a load: `offset` counts in the map, or in the copies if `copied`.
@@ -64,6 +62,8 @@ pub(crate) mod bridge {
         shape: Vec<i64>,
         strides: Vec<i64>,
         requires_grad: bool,
+        /// Whether it is to be copied into row-major order.
+        settle: bool,
     }
 
     /// A name, and which tensor it stands for.

@@ -68,6 +68,8 @@ pub struct Tensor {
     /// `None` where the elements lie in row-major order.
     pub strides: Option<Vec<i64>>,
     pub requires_grad: bool,
+    /// Whether it is to be copied into row-major order, once its bytes are there.
+    pub settle: bool,
 }
 
 /// Bytes of the file that have to be moved, and where to.
@@ -115,6 +117,7 @@ impl Plan {
                 shape,
                 strides,
                 requires_grad,
+                settle: false,
             });
         }
         Ok(plan)
@@ -220,6 +223,7 @@ impl From<&pytorch::Tensor> for Tensor {
             shape: tensor.shape.clone(),
             strides: Some(tensor.strides.clone()),
             requires_grad: tensor.requires_grad,
+            settle: false,
         }
     }
 }

@@ -99,8 +99,8 @@ impl Part<'_> {
     fn cut(&mut self, tensor: &Tensor, cuts: &[Cut]) -> Result<usize, String> {
         let item = tensor.item_size;
         if !tensor.is_row_major() {
-            // A view of what it is in the file: its bytes do not lie together anyway.
-            let mut view = tensor.clone();
+            // Its bytes do not lie together anyway: a view of the whole, to be copied.
+            let mut view = Tensor { settle: true, ..tensor.clone() };
             let strides = tensor.strides.as_deref().unwrap_or_default();
             for (dim, range) in resolve(&tensor.shape, cuts)?.into_iter().enumerate() {
                 view.offset += range.start * strides[dim];

@@ -9,7 +9,7 @@
 //!                                  ----^^^^^^^^^----^^^^^^^^^
 //! ```
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 /// What is wanted of a dimension, as Python's `start:stop` has it: negative numbers count from the
 /// end, and what reaches over the ends is cut off.
@@ -146,9 +146,10 @@ pub fn slice(
 /// What `cuts` leave of each dimension.
 ///
 /// # Errors
-/// A dimension that the tensor does not have.
+/// A dimension that the tensor does not have, or that is cut twice.
 pub fn resolve(shape: &[i64], cuts: &[Cut]) -> Result<Vec<Range<i64>>, String> {
     let mut ranges: Vec<Range<i64>> = shape.iter().map(|&size| 0..size).collect();
+    let mut seen = HashSet::new();
     for cut in cuts {
         let dims = shape.len() as i64;
         let dim = if cut.dim < 0 { cut.dim.saturating_add(dims) } else { cut.dim };
@@ -156,10 +157,13 @@ pub fn resolve(shape: &[i64], cuts: &[Cut]) -> Result<Vec<Range<i64>>, String> {
             .ok()
             .and_then(|dim| ranges.get_mut(dim))
             .ok_or_else(|| format!("has {dims} dimensions, and none of number {}", cut.dim))?;
-        let size = range.end - range.start;
+        if !seen.insert(dim) {
+            return Err(format!("dimension {dim} of {dims} is cut twice"));
+        }
+        let size = range.end;
         let from_end = |at: i64| if at < 0 { at.saturating_add(size) } else { at }.clamp(0, size);
         let (start, stop) = (from_end(cut.start), from_end(cut.stop));
-        *range = range.start + start..range.start + stop.max(start);
+        *range = start..stop.max(start);
     }
     Ok(ranges)
 }
@@ -187,6 +191,8 @@ mod tests {
         assert_eq!(left(8, 3), 8..8);
         assert!(resolve(&[10], &[cut(1, 0, 1)]).unwrap_err().contains("none of number 1"));
         assert!(resolve(&[], &[cut(-1, 0, 1)]).is_err());
+        let twice = [cut(0, 0, 1), cut(-2, 0, 1)];
+        assert!(resolve(&[4, 4], &twice).unwrap_err().contains("is cut twice"));
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl LoadOptions {
     }
 
     /// Loads of the tensor `name` only `range` of dimension `dim`, as [`narrow`](tch::Tensor::narrow)
-    /// cuts it; may be said several times. Nothing else of that tensor is read.
+    /// cuts it; may be said once for each dimension. Nothing else of that tensor is read.
     ///
     /// ```
     /// # fn main() -> Result<(), veturboio::Error> {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
 
 import torch
 
@@ -56,7 +55,8 @@ def start(save: Callable[[], None]) -> Save:
             save()
         except BaseException as error:  # raised by result()
             _failed.add(future)
-            future.set_exception(error)
+            # Without the frames it went through, which hold the tensors.
+            future.set_exception(error.with_traceback(None))
         else:
             future.set_result(None)
 
@@ -66,28 +66,98 @@ def start(save: Callable[[], None]) -> Save:
 
 
 def snapshot(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy tensors as they are now; those that share memory share it in the copy."""
-    copies: dict[tuple[Any, ...], torch.UntypedStorage] = {}
-    return {name: _copied(tensor, copies) for name, tensor in state_dict.items()}
+    """Copy tensors as they are now.
+
+    The copies take as much memory as the tensors span, and share it where the tensors do, whatever
+    storages they have. What cannot be saved is not copied: the save will refuse it.
+    """
+    spans = {name: _Span(tensor) for name, tensor in state_dict.items() if _has_bytes(tensor)}
+    copies: dict[str, torch.Tensor] = {}
+    for group in _overlapping(spans.values()):
+        block = _Block(group)
+        for span in group:
+            span.copy = block.copy_of(span)
+    for name, tensor in state_dict.items():
+        copies[name] = spans[name].copy if name in spans else tensor
+    return copies
 
 
-def _copied(
-    tensor: torch.Tensor, copies: dict[tuple[Any, ...], torch.UntypedStorage]
-) -> torch.Tensor:
-    tensor = tensor.detach()
-    if (
-        type(tensor) is not torch.Tensor
-        or tensor.layout is not torch.strided
-        or tensor.is_conj()
-        or tensor.is_neg()
-    ):
-        return tensor.clone()  # what the storage of such a tensor is, only it knows
-    storage = tensor.untyped_storage()
-    key = (tensor.device, storage.data_ptr(), storage.nbytes())
-    if key not in copies or not storage.data_ptr():
-        copies[key] = storage.clone()
-    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return copy.set_(copies[key], tensor.storage_offset(), tensor.size(), tensor.stride())
+def _has_bytes(tensor: torch.Tensor) -> bool:
+    """Whether the tensor lies in memory that can be copied byte by byte."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        return False
+    return (
+        not tensor.is_quantized and tensor.numel() > 0 and tensor.untyped_storage().data_ptr() > 0
+    )
+
+
+class _Span:
+    """The bytes of memory from a tensor's first element to its last."""
+
+    copy: torch.Tensor
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.is_conj, self.is_neg = tensor.is_conj(), tensor.is_neg()
+        tensor = tensor.detach()
+        if self.is_conj:
+            tensor = tensor.conj()  # as it lies in memory
+        if self.is_neg:
+            tensor = torch._neg_view(tensor)
+        self.tensor = tensor
+        steps = zip(tensor.size(), tensor.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in steps)
+        self.begin = tensor.data_ptr()
+        self.end = self.begin + (last + 1) * tensor.element_size()
+
+    def bytes(self) -> torch.Tensor:
+        """Return the bytes as a uint8 tensor that shares the memory."""
+        first = self.tensor.storage_offset() * self.tensor.element_size()
+        flat = torch.empty(0, dtype=torch.uint8, device=self.tensor.device)
+        return flat.set_(self.tensor.untyped_storage(), first, (self.end - self.begin,), (1,))
+
+
+class _Block:
+    """One copy of the memory of tensors that overlap."""
+
+    def __init__(self, group: list[_Span]) -> None:
+        self._begin = group[0].begin
+        size = max(span.end for span in group) - self._begin
+        device = group[0].tensor.device
+        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+        copied = self._begin
+        for span in group:  # in the order of their addresses
+            if span.end > copied:
+                skipped = max(copied - span.begin, 0)
+                start = span.begin + skipped - self._begin
+                self._bytes[start : span.end - self._begin] = span.bytes()[skipped:]
+                copied = span.end
+
+    def copy_of(self, span: _Span) -> torch.Tensor:
+        tensor = span.tensor
+        offset, rest = divmod(span.begin - self._begin, tensor.element_size())
+        if rest:  # at an odd address, as only memory that is not torch's has them
+            copy = tensor.clone()
+        else:
+            copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            storage = self._bytes.untyped_storage()
+            copy = copy.set_(storage, offset, tensor.size(), tensor.stride())
+        if span.is_neg:
+            copy = torch._neg_view(copy)
+        return copy.conj() if span.is_conj else copy
+
+
+def _overlapping(spans: Iterable[_Span]) -> Iterator[list[_Span]]:
+    """Group spans that overlap, in the order of their addresses."""
+    group: list[_Span] = []
+    end = 0
+    for span in sorted(spans, key=lambda span: (str(span.tensor.device), span.begin)):
+        if group and (span.tensor.device != group[0].tensor.device or span.begin >= end):
+            yield group
+            group = []
+        group.append(span)
+        end = max(end, span.end) if len(group) > 1 else span.end
+    if group:
+        yield group
 
 
 @atexit.register

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -216,7 +217,7 @@ def save_file(
     if metadata is not None:
         _check_mapping(path, "metadata", metadata, str)
     options = {
-        "metadata": metadata,
+        "metadata": None if metadata is None else dict(metadata),
         "force_contiguous": force_contiguous,
         "force_save_shared_tensor": force_save_shared_tensor,
         "force_clone_shared_tensor": force_clone_shared_tensor,
@@ -231,6 +232,8 @@ def save_file(
     if wait:
         save(state_dict)
         return None
+    # Where that is now, wherever the program goes meanwhile.
+    path = str(Path(path).absolute()) if path else path
     return start(partial(save, snapshot(state_dict)))
 
 

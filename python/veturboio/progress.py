@@ -37,7 +37,7 @@ def watched(progress: Progress | None) -> Iterator[torch.Tensor | None]:
     if progress is None or progress is False:
         yield None
         return
-    counters = torch.zeros(2, dtype=torch.int64)
+    counters = torch.zeros(2, dtype=torch.int64, device="cpu")
     told = _bar() if progress is True else progress
     done = threading.Event()
     teller = _Teller(told, counters, done)
@@ -48,7 +48,7 @@ def watched(progress: Progress | None) -> Iterator[torch.Tensor | None]:
         done.set()
         teller.join()
     if teller.raised is not None:
-        raise teller.raised
+        raise teller.take()
 
 
 class _Teller(threading.Thread):
@@ -60,6 +60,12 @@ class _Teller(threading.Thread):
         self._counters = counters
         self._done = done
         self.raised: BaseException | None = None
+
+    def take(self) -> BaseException:
+        """Return what was raised, and keep it no longer: it reaches the frames that hold this."""
+        raised, self.raised = self.raised, None
+        assert raised is not None
+        return raised
 
     def run(self) -> None:
         try:

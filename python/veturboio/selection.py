@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,6 +44,15 @@ def _cuts(name: str, wanted: object) -> list[int]:
             raise ValueError(f"slices[{name!r}] has the step {part.step}, and only 1 can be read")
         # Dimensions after an ellipsis are counted from the end.
         dim = position - len(parts) if ... in parts[:position] else position
-        start = 0 if part.start is None else part.start
-        cuts += [dim, start, _END if part.stop is None else part.stop]
+        cuts += [dim, _end(name, part.start, 0), _end(name, part.stop, _END)]
     return cuts
+
+
+def _end(name: str, end: Any, default: int) -> int:
+    """Return an end of a slice in 64 bits, which no tensor reaches beyond."""
+    if end is None:
+        return default
+    try:
+        return min(max(operator.index(end), -_END), _END)
+    except TypeError:
+        raise TypeError(f"slices[{name!r}] has the end {end!r}, which is no integer") from None

@@ -43,8 +43,16 @@ pub(super) fn wanted<'a>(
     if request.some {
         selection.names = Some(request.names.clone());
     }
-    for &SliceSpec { ref name, dim, start, stop } in &request.slices {
-        selection.slices.entry(name.clone()).or_default().push(Cut { dim, start, stop });
+    for SliceSpec { name, cuts } in &request.slices {
+        if cuts.len() % 3 != 0 {
+            let count = cuts.len();
+            let reason =
+                format!("slices has dimension, start and stop for a cut, not {count} numbers");
+            return Err(Error::argument("load", path, reason).with_tensor(name));
+        }
+        let cuts = cuts.chunks_exact(3);
+        let cuts = cuts.map(|cut| Cut { dim: cut[0], start: cut[1], stop: cut[2] }).collect();
+        selection.slices.insert(name.clone(), cuts);
     }
     let wish = Wish { way, num_thread: threads(request.num_thread) };
     let &LoadRequest { header_only, structured, .. } = request;
@@ -139,9 +147,9 @@ impl From<plan::Storage> for StorageSpec {
 
 impl From<plan::Tensor> for TensorSpec {
     fn from(tensor: plan::Tensor) -> Self {
-        let plan::Tensor { storage, scalar_type, offset, shape, strides, requires_grad, .. } =
-            tensor;
-        let strides = strides.unwrap_or_default();
-        Self { storage, scalar_type, offset, shape, strides, requires_grad }
+        let plan::Tensor { storage, scalar_type, offset, shape, .. } = tensor;
+        let plan::Tensor { requires_grad, settle, .. } = tensor;
+        let strides = tensor.strides.unwrap_or_default();
+        Self { storage, scalar_type, offset, shape, strides, requires_grad, settle }
     }
 }

@@ -27,18 +27,32 @@ pub fn map(job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<MmapMut> {
     }
     let segments =
         ranges.iter().flat_map(|range| plan::segments(range.clone(), job.segment_len)).collect();
-    let populated =
-        threads::for_each(job.num_thread, segments, job.watch, |segment: Range<u64>| {
-            let len = segment.end - segment.start;
-            populate(&mapped, segment.start as usize, len as usize)?;
-            job.watch.add(len);
-            Ok(())
-        });
-    populated.map_err(|error: io::Error| match error.raw_os_error() {
-        Some(libc::EFAULT) => shorter(),
-        _ => error,
+    threads::for_each(job.num_thread, segments, job.watch, |segment: Range<u64>| {
+        let len = segment.end - segment.start;
+        match populate(&mapped, segment.start as usize, len as usize) {
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                return Err(reason(job, &segment));
+            }
+            result => result?,
+        }
+        job.watch.add(len);
+        Ok(())
     })?;
     Ok(mapped)
+}
+
+/// Why pages cannot be populated, which a read tells: the file has become shorter, or its storage
+/// failed.
+fn reason(job: &Job<'_>, segment: &Range<u64>) -> io::Error {
+    let mut page = vec![0; PAGE as usize];
+    for offset in segment.clone().step_by(PAGE as usize) {
+        let wanted = PAGE.min(segment.end - offset) as usize;
+        if let Err(error) = job.file.read_exact_at(&mut page[..wanted], offset) {
+            return error;
+        }
+    }
+    // Whatever it was, it is over; the pages have not come all the same.
+    io::Error::from_raw_os_error(libc::EIO)
 }
 
 fn populate(mapped: &MmapMut, start: usize, len: usize) -> io::Result<()> {
