@@ -49,7 +49,7 @@ CASES = {
             ),
             State.LARGE,
             goals=(
-                Within("bare map", 1.3),
+                Within("bare map", 1.3, touched=False),
                 Faster("safetensors", 1.3),
                 Faster("torch", 20),
                 Faster("fastsafetensors buffered", 20),

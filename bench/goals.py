@@ -49,17 +49,22 @@ class Faster:
 
 @dataclass(frozen=True)
 class Within:
-    """At most so many times as long as another."""
+    """At most so many times as long as another; ``touched`` or before the pages are looked at."""
 
     rival: str
     times: float
+    touched: bool = True
 
     def judge(self, result: Result) -> Verdict:
         goal = f"within {self.times:.3g} times the time of {label(result, self.rival)}"
-        found = ratio(result, self.rival)
-        if not found:
+        figure = "seconds" if self.touched else "call_seconds"
+        if not self.touched:
+            goal += ", the call alone"
+        mine = median(result, ours(result), figure)
+        other = median(result, self.rival, figure)
+        if not mine or not other:
             return _not_measured(goal)
-        return Verdict(goal, f"{1 / found:.2f}", 1 / found <= self.times)
+        return Verdict(goal, f"{mine / other:.2f}", mine / other <= self.times)
 
 
 @dataclass(frozen=True)
