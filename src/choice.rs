@@ -8,6 +8,10 @@ use crate::{
     ways::Way,
 };
 
+/// What is read past the page cache as a whole is at least this long, in bytes: below, the load
+/// takes a few tens of milliseconds either way, and the next one finds it cached.
+pub const LARGE: u64 = 64 << 20;
+
 /// A file of which the page cache holds this share counts as cached: the rest is read faster than
 /// all of it could be.
 const CACHED: f64 = 0.5;
@@ -41,6 +45,10 @@ pub struct Facts {
     pub cached: Option<f64>,
     /// Whether much of the rest of the file is not.
     pub partial: bool,
+    /// Whether the page cache had the beginning of the file: somebody has read it not long ago.
+    pub again: bool,
+    /// Bytes of memory that the process may still take, where that can be known.
+    pub available: Option<u64>,
     pub processors: usize,
 }
 
@@ -62,7 +70,9 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
     let choice = |way: Way, num_thread: usize, reason: String| {
         let num_thread = num_thread.clamp(1, wish.num_thread.max(1));
         let segment_len = match storage {
-            Storage::Remote if way != Way::Map => shared(wanted, num_thread),
+            // In small requests, whatever their length: it would take seconds to stop.
+            Storage::Remote if matches!(way, Way::Map | Way::Read) => MIN_REQUEST,
+            Storage::Remote => shared(wanted, num_thread),
             _ => SEGMENT_LEN,
         };
         Choice { way, num_thread, segment_len, reason }
@@ -82,7 +92,15 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         _ if facts.partial => {
             (Way::Direct, format!("{held}, and reading ahead would bring in what is not wanted"))
         }
-        _ => (Way::Map, format!("{held}, and {name} fills it at the speed of the disk")),
+        _ if facts.cached.is_none() => (Way::Map, held),
+        _ if wanted < LARGE => (Way::Map, format!("{held}, and it is small")),
+        _ if facts.again => {
+            (Way::Map, format!("{held}, and it was read before: the cache shall keep it now"))
+        }
+        _ if facts.available.is_some_and(|available| wanted > available / 2) => {
+            (Way::Map, format!("{held}, and memory is short: the cache can be taken back"))
+        }
+        _ => (Way::Direct, format!("{held}, and {name} is faster past it")),
     };
     // A map and the page cache are work for processors, whatever lies behind them; what is asked
     // past the cache is waited for.
@@ -116,6 +134,8 @@ mod tests {
             wanted: 2 << 30,
             cached,
             partial: false,
+            again: false,
+            available: Some(20 << 30),
             processors: 2,
         }
     }
@@ -135,13 +155,21 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_on_a_disk_is_brought_into_the_page_cache_unless_a_part_is_wanted() {
-        for cached in [None, Some(0.0), Some(0.4)] {
-            let cold = facts(EXT4, cached);
-            assert_eq!(chosen(cold), (Way::Map, 2));
-            assert_eq!(chosen(Facts { partial: true, ..cold }), (Way::Direct, 4));
-            assert_eq!(chosen(Facts { partial: true, processors: 16, ..cold }), (Way::Direct, 16));
-        }
+    fn what_lies_on_a_disk_is_read_past_the_cache_if_it_is_large_and_read_once() {
+        let cold = facts(EXT4, Some(0.0));
+        assert_eq!(chosen(cold), (Way::Direct, 4));
+        assert_eq!(chosen(Facts { processors: 16, ..cold }), (Way::Direct, 16));
+        assert_eq!(chosen(Facts { wanted: LARGE - 1, ..cold }), (Way::Map, 2));
+        assert_eq!(chosen(Facts { again: true, ..cold }), (Way::Map, 2));
+        assert_eq!(chosen(Facts { available: Some(3 << 30), ..cold }), (Way::Map, 2));
+        assert_eq!(chosen(Facts { cached: None, ..cold }), (Way::Map, 2));
+    }
+
+    #[test]
+    fn a_part_of_what_is_not_cached_is_read_past_the_cache() {
+        let part = Facts { partial: true, wanted: 1000, again: true, ..facts(EXT4, Some(0.4)) };
+        assert_eq!(chosen(part), (Way::Direct, 4));
+        assert_eq!(chosen(Facts { cached: None, ..part }), (Way::Direct, 4));
     }
 
     #[test]

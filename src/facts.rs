@@ -7,13 +7,23 @@ use crate::{
     threads,
     ways::map,
 };
-use std::ops::Range;
+use std::{fs, ops::Range, path::Path};
 
 /// Pages of a file that are asked for to learn how much of it is cached.
 const SAMPLES: u64 = 256;
 
-/// Looks at a file of which `plan` is to be loaded.
-pub fn facts(file: &LocalFile, plan: &Plan) -> Facts {
+/// Whether the page cache has the beginning of `file`; nobody may have read it since it was opened.
+///
+/// A load past the page cache leaves nothing there but the header, which it read by the cache. So a
+/// header that is cached without its tensors tells that somebody loaded the file not long ago, in
+/// this process or another, and perhaps at this moment.
+pub fn is_begun(file: &LocalFile) -> bool {
+    let beginning = 0..file.len().min(1);
+    map::Residency::of(file).and_then(|held| map::cached(&held, &[beginning], 1)) == Some(1.0)
+}
+
+/// Looks at a file of which `plan` is to be loaded, and of which somebody read before `again`.
+pub fn facts(file: &LocalFile, plan: &Plan, again: bool) -> Facts {
     // What is copied lies between what is mapped, and is as cached or not.
     let copies = plan.copies.iter().map(|copy| {
         let (start, len) = copy.from.find(0);
@@ -26,6 +36,8 @@ pub fn facts(file: &LocalFile, plan: &Plan) -> Facts {
         wanted: plan.byte_len(),
         cached: map::Residency::of(file).and_then(|held| map::cached(&held, &ranges, SAMPLES)),
         partial: is_partial(file, &ranges, plan.byte_len()),
+        again,
+        available: available(),
         processors: threads::processors(),
     }
 }
@@ -34,4 +46,22 @@ pub fn facts(file: &LocalFile, plan: &Plan) -> Facts {
 fn is_partial(file: &LocalFile, ranges: &[Range<u64>], wanted: u64) -> bool {
     let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
     wanted < file.len().saturating_sub(start) / 10 * 9
+}
+
+/// Bytes of memory that this process may take without others losing theirs: what the system
+/// has, and what its control group (version 2) leaves.
+fn available() -> Option<u64> {
+    let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let group = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+        let number = |name: &str| {
+            let file = Path::new("/sys/fs/cgroup").join(&path).join(name);
+            fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
+        };
+        Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+    });
+    system.into_iter().chain(group).min()
 }

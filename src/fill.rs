@@ -32,12 +32,12 @@ pub(crate) fn fill(
     request: &load::Request<'_>,
     targets: &dyn StateDict,
 ) -> Result<Vec<usize>> {
-    let Described { file, plan, names, .. } = described(path, request, false)?;
+    let Described { file, again, plan, names, .. } = described(path, request, false)?;
     let views = look_at(targets, path)?;
     let pairs = matched(&plan, &names, &views, path)?;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
-    let choice = chosen(&file, &plan, request);
+    let choice = chosen(&file, &plan, again, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     for (target, source) in pairs.into_iter().enumerate() {
@@ -68,12 +68,12 @@ pub(crate) fn fill(
 
 /// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
 pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [u8]) -> Result<()> {
-    let Described { file, plan, .. } = described(path, request, true)?;
+    let Described { file, again, plan, .. } = described(path, request, true)?;
     if file.len() != bytes.len() as u64 {
         let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
         return Err(Error::argument(ACTION, path, reason));
     }
-    let choice = chosen(&file, &plan, request);
+    let choice = chosen(&file, &plan, again, request);
     read(&file, &choice, request, Piece::cut(0, bytes, choice.segment_len).collect())
 }
 

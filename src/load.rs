@@ -5,7 +5,7 @@ use crate::{
     buffers::Buffers,
     choice::{choose, Choice, Wish},
     error::{Error, Result},
-    facts::facts,
+    facts::{facts, is_begun},
     format::{
         alias,
         archive::{is_pytorch, Archive},
@@ -92,6 +92,8 @@ fn header_of(source: &dyn Source, prefix: Vec<u8>) -> Result<Header> {
 /// A file, and what it says of itself.
 pub(crate) struct Described {
     pub file: LocalFile,
+    /// Whether somebody had read it before.
+    pub again: bool,
     pub plan: Plan,
     pub names: Vec<(String, usize)>,
     pub structure: Option<String>,
@@ -101,11 +103,13 @@ pub(crate) struct Described {
 pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
     let file = LocalFile::open(path)?;
+    let again = is_begun(&file);
     let prefix = prefix_of(&file)?;
     if !is_pytorch(&prefix) {
         let header = header_of(&file, prefix)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
-        return Ok(Described { file, plan, names: names_of(header), structure: None });
+        let names = names_of(header);
+        return Ok(Described { file, again, plan, names, structure: None });
     }
     let archive = archive_of(&file)?;
     let plan = Plan::of_archive(&archive);
@@ -114,16 +118,17 @@ pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
     } else {
         (archive.checkpoint.names().map_err(refused)?, None)
     };
-    Ok(Described { file, plan, names, structure })
+    Ok(Described { file, again, plan, names, structure })
 }
 
 /// Loads what is wanted of `path`.
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
-    let Described { file, plan, names, structure } = wanted(path, request)?;
+    let Described { file, again, plan, names, structure } = wanted(path, request)?;
     let region = if request.header_only {
+        file.forget_header(again);
         Region::default()
     } else {
-        let choice = chosen(&file, &plan, request);
+        let choice = chosen(&file, &plan, again, request);
         let job = job(&file, &choice, request);
         request.watch.begin(plan.byte_len());
         let region = Region::of(&job, &plan, choice.way).map_err(|error| failed(&file, error))?;
@@ -136,8 +141,8 @@ pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
 
 /// Says in a sentence which way [`load`] would take, and why.
 pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
-    let Described { file, plan, .. } = wanted(path, request)?;
-    let Choice { way, num_thread, reason, .. } = chosen(&file, &plan, request);
+    let Described { file, again, plan, .. } = wanted(path, request)?;
+    let Choice { way, num_thread, reason, .. } = chosen(&file, &plan, again, request);
     let how = match way {
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
@@ -146,6 +151,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
         Way::Uring => "read past the page cache (io_uring is refused)",
     };
     let bytes = plan.byte_len();
+    file.forget_header(again);
     Ok(format!(
         "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
         path.display(),
@@ -162,7 +168,7 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     if selection.is_everything() {
         return describe(path, request.structured);
     }
-    let Described { file, plan, names, .. } = describe(path, false)?;
+    let Described { file, again, plan, names, .. } = describe(path, false)?;
     let (plan, names) = select(&plan, names, selection).map_err(|refused| {
         let error = Error::argument("load", path, refused.reason);
         match refused.tensor {
@@ -170,7 +176,7 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
             None => error,
         }
     })?;
-    Ok(Described { file, plan, names, structure: None })
+    Ok(Described { file, again, plan, names, structure: None })
 }
 
 fn job<'a>(file: &'a LocalFile, choice: &Choice, request: &Request<'a>) -> Job<'a> {
@@ -179,8 +185,8 @@ fn job<'a>(file: &'a LocalFile, choice: &Choice, request: &Request<'a>) -> Job<'
     Job { file, num_thread, segment_len, buffers, watch }
 }
 
-pub(crate) fn chosen(file: &LocalFile, plan: &Plan, request: &Request<'_>) -> Choice {
-    choose(request.wish, &facts(file, plan))
+pub(crate) fn chosen(file: &LocalFile, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {
+    choose(request.wish, &facts(file, plan, again))
 }
 
 /// The failure of a way to bring in bytes of `file`.

@@ -36,7 +36,11 @@ pub fn select(
     selection: &Selection,
 ) -> Result<(Plan, Vec<(String, usize)>), Malformed> {
     let wanted = wanted(names, selection)?;
-    let mut part = Part { plan, made: Plan::default(), storages: HashMap::new() };
+    let mut uses: HashMap<usize, usize> = HashMap::new();
+    for (_, source) in &wanted {
+        *uses.entry(plan.tensors[*source].storage).or_default() += 1;
+    }
+    let mut part = Part { plan, made: Plan::default(), storages: HashMap::new(), uses };
     let mut whole: HashMap<usize, usize> = HashMap::new();
     let mut selected = Vec::with_capacity(wanted.len());
     for (name, source) in wanted {
@@ -88,6 +92,8 @@ struct Part<'a> {
     made: Plan,
     /// Which storage of the part a storage of the whole has become.
     storages: HashMap<usize, usize>,
+    /// How many of the tensors that are wanted lie in a storage of the whole.
+    uses: HashMap<usize, usize>,
 }
 
 impl Part<'_> {
@@ -113,7 +119,9 @@ impl Part<'_> {
         // The tensor lies in its storage, which lies in the file: a checked file says so.
         let start = from + tensor.offset as u64 * item;
         let (runs, shape) = slice(start, item, &tensor.shape, cuts)?;
-        let storage = self.made.place(runs, item, swapped);
+        // Where others lie in the same bytes they stay apart only if they are copied.
+        let is_alone = self.uses.get(&tensor.storage) == Some(&1);
+        let storage = self.made.place(runs, if is_alone { item } else { u64::MAX }, swapped);
         let strides = None;
         Ok(self.push(Tensor { storage, offset: 0, shape, strides, ..tensor.clone() }))
     }

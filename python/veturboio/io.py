@@ -71,7 +71,8 @@ def load(
             by the names that lead to them, joined by dots. Only they are read.
         slices: of some tensors only a part, as ``{"weight": slice(0, 128)}`` along the first
             dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. Only that part
-            is read. Such a tensor is contiguous and has a storage of its own.
+            is read, and what lies between two rows of it if that is less than 16 KiB. Such a tensor
+            is contiguous and has a storage of its own.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
 

@@ -16,7 +16,7 @@ def as_options(names: Iterable[str] | None, slices: Slices | None) -> dict[str, 
     """Return the arguments of the operator.
 
     Raises:
-        TypeError: ``names`` is a single string, or a slice is no slice.
+        TypeError: ``names`` is a single string, ``slices`` no dict of names, or a slice no slice.
         ValueError: a slice has a step.
     """
     if isinstance(names, str):
@@ -25,6 +25,11 @@ def as_options(names: Iterable[str] | None, slices: Slices | None) -> dict[str, 
     if names is not None:
         options["names"] = list(names)
     if slices is not None:
+        if not isinstance(slices, Mapping):
+            raise TypeError(f"slices is not a dict but a {type(slices).__name__}")
+        for name in slices:
+            if not isinstance(name, str):
+                raise TypeError(f"name {name!r} in slices is not a str")
         options["slices"] = {name: _cuts(name, wanted) for name, wanted in slices.items()}
     return options
 

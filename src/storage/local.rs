@@ -14,6 +14,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What reading the first page of a file may have brought into the page cache, in bytes.
+const BEGINNING: i64 = 1 << 20;
+
 /// A regular file open for reading.
 #[derive(Debug)]
 pub struct LocalFile {
@@ -57,6 +60,17 @@ impl LocalFile {
         // call.
         unsafe {
             libc::geteuid() == self.owner || libc::access(path.as_ptr().cast(), libc::W_OK) == 0
+        }
+    }
+
+    /// Takes the beginning of the file out of the page cache again, unless it was there before this
+    /// process came: whoever loads the file next shall find it as it was.
+    pub(crate) fn forget_header(&self, again: bool) {
+        if !again {
+            let fd = self.file.as_raw_fd();
+            // SAFETY: the descriptor is open for the call; no memory is passed. A refusal is only a
+            // hint not taken.
+            unsafe { libc::posix_fadvise(fd, 0, BEGINNING, libc::POSIX_FADV_DONTNEED) };
         }
     }
 

@@ -221,6 +221,18 @@ def test_nested_values_go_by_the_names_that_lead_to_them(tmp_path: Path) -> None
     assert loaded["model.layers.0"].is_leaf
 
 
+@pytest.mark.parametrize("slices", [{"a": slice(4), "b": slice(2, 6)}, {"b": slice(2, 6)}])
+def test_parts_of_one_tensor_do_not_share_memory(tmp_path: Path, slices: dict[str, slice]) -> None:
+    tied = torch.arange(8.0)
+    state = {"a": tied, "b": tied}
+    veturboio.save_file(state, tmp_path / "model", force_save_shared_tensor=True)
+    torch.save({"a": tied, "b": tied}, tmp_path / "model.pt")
+    for file in ("model", "model.pt"):
+        loaded = veturboio.load(tmp_path / file, slices=slices)
+        loaded["a"].fill_(-1)
+        assert loaded["b"].tolist() == [2, 3, 4, 5]
+
+
 def test_aliases_go_by_either_name(tmp_path: Path) -> None:
     base = torch.randn(6, 4)
     state = {"embed": base, "head": base, "other": torch.ones(2)}

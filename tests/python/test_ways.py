@@ -112,17 +112,37 @@ def test_what_is_cached_is_mapped(model: Path) -> None:
     assert threads <= len(os.sched_getaffinity(0))
 
 
-def test_what_is_cold_is_brought_into_the_cache_by_mapping_it(cold: Path) -> None:
-    way, size, threads, reason = explained(cold)
-    assert (way, size) == ("map", 2**26)
-    assert re.fullmatch(r"the page cache holds [0-4]% of it, and \w+ fills it at .*", reason)
-    assert threads <= len(os.sched_getaffinity(0))
+def test_what_is_cold_and_large_is_read_past_the_cache(cold: Path) -> None:
+    for _ in range(2):  # being asked changes nothing
+        way, size, threads, reason = explained(cold)
+        assert (way, size) == ("direct", 2**26)
+        assert re.fullmatch(r"the page cache holds [0-4]% of it, and \w+ is faster past it", reason)
+        veturboio.load(cold, map_location="meta")
+    assert threads >= 2
     assert explained(cold, num_thread=1)[2] == 1
+    loaded = veturboio.load(cold)
     assert maps_of(cold) == []
+    assert loaded["a"].sum() == 0
+
+
+def test_what_is_loaded_again_is_kept_by_the_cache(cold: Path) -> None:
+    """The first load leaves little in the cache, by which the second one knows of it."""
+    veturboio.load(cold)
+    way, _, threads, reason = explained(cold)
+    assert way == "map"
+    assert reason.endswith("and it was read before: the cache shall keep it now")
+    assert threads <= len(os.sched_getaffinity(0))
     loaded = veturboio.load(cold)
     assert maps_of(cold) != []
-    assert loaded["a"].sum() == 0
     assert explained(cold)[3] == "the page cache holds 100% of it"
+    del loaded
+
+
+def test_what_is_small_is_mapped(model: Path) -> None:
+    needs_disk(model)
+    way, _, _, reason = explained(model)
+    assert way == "map"
+    assert reason.endswith("and it is small")
 
 
 def test_a_part_of_what_is_cold_is_read_past_the_cache(cold: Path) -> None:
