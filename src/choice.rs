@@ -16,6 +16,9 @@ pub const LARGE: u64 = 64 << 20;
 /// all of it could be.
 const CACHED: f64 = 0.5;
 
+/// The same where the rest is far away, and would come by small requests.
+const CACHED_REMOTE: f64 = 0.99;
+
 /// Reads past the page cache that a local disk has in flight at least: one thread waits for the
 /// disk while another looks after the memory.
 const DISK_DEPTH: usize = 4;
@@ -77,7 +80,9 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         };
         Choice { way, num_thread, segment_len, reason }
     };
-    let is_cached = storage == Storage::Memory || facts.cached.is_some_and(|share| share >= CACHED);
+    let enough = if storage == Storage::Remote { CACHED_REMOTE } else { CACHED };
+    let is_cached = storage == Storage::Memory || facts.cached.is_some_and(|share| share >= enough);
+    let is_short = |share: u64| facts.available.is_some_and(|available| wanted > available / share);
     let held = match facts.cached {
         _ if storage == Storage::Memory => format!("{name} has it in memory"),
         Some(share) => format!("the page cache holds {:.0}% of it", share * 100.0),
@@ -86,6 +91,9 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
     let (way, reason) = match (wish.way, storage) {
         (Some(way), _) => (way, format!("{} was asked for", way.name())),
         _ if is_cached => (Way::Map, held),
+        (None, Storage::Remote) if is_short(1) => {
+            (Way::Map, format!("{held}, and it is more than there is memory"))
+        }
         (None, Storage::Remote) => {
             (Way::Direct, format!("{held}, and each request to {name} takes its time"))
         }
@@ -97,7 +105,7 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         _ if facts.again => {
             (Way::Map, format!("{held}, and it was read before: the cache shall keep it now"))
         }
-        _ if facts.available.is_some_and(|available| wanted > available / 2) => {
+        _ if is_short(2) => {
             (Way::Map, format!("{held}, and memory is short: the cache can be taken back"))
         }
         _ => (Way::Direct, format!("{held}, and {name} is faster past it")),
@@ -177,12 +185,15 @@ mod tests {
         assert_eq!(chosen(facts(FUSE, Some(0.1))), (Way::Direct, 32));
         assert_eq!(chosen(facts(FUSE, None)), (Way::Direct, 32));
         assert_eq!(chosen(facts(0x6969, Some(0.0))), (Way::Direct, 32));
+        assert_eq!(chosen(facts(0x6969, Some(0.9))), (Way::Direct, 32));
+        let short = Facts { available: Some(1 << 30), ..facts(FUSE, Some(0.0)) };
+        assert_eq!(chosen(short).0, Way::Map);
     }
 
     #[test]
     fn a_small_file_on_slow_storage_is_cut_so_that_all_readers_have_some() {
         let cut = |wanted| {
-            let facts = Facts { wanted, ..facts(FUSE, Some(0.0)) };
+            let facts = Facts { wanted, available: None, ..facts(FUSE, Some(0.0)) };
             choose(Wish { way: None, num_thread: 32 }, &facts).segment_len
         };
         assert_eq!((cut(1000), cut(256 << 20), cut(1 << 40)), (1 << 20, 2 << 20, SEGMENT_LEN));

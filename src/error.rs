@@ -73,11 +73,10 @@ impl Error {
         if is_stopped(&cause) {
             return Self::new(Kind::Interrupted, action, file, Stopped.into());
         }
-        // Any other error without a number is the standard library's own refusal, such as of a
-        // path with a NUL in it.
-        let kind = match cause.raw_os_error() {
-            Some(_) => Kind::Io,
-            None => Kind::InvalidArgument,
+        // The standard library's own refusal, such as of a path with a NUL in it, has no number.
+        let kind = match cause.kind() {
+            io::ErrorKind::InvalidInput if cause.raw_os_error().is_none() => Kind::InvalidArgument,
+            _ => Kind::Io,
         };
         Self::new(kind, action, file, cause.into())
     }

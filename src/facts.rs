@@ -7,7 +7,7 @@ use crate::{
     threads,
     ways::map,
 };
-use std::{fs, ops::Range, path::Path};
+use std::{env, fs, ops::Range, path::Path};
 
 /// Pages of a file that are asked for to learn how much of it is cached.
 const SAMPLES: u64 = 256;
@@ -36,7 +36,7 @@ pub fn facts(file: &LocalFile, plan: &Plan, again: bool) -> Facts {
         wanted: plan.byte_len(),
         cached: map::Residency::of(file).and_then(|held| map::cached(&held, &ranges, SAMPLES)),
         partial: is_partial(file, &ranges, plan.byte_len()),
-        again,
+        again: again || has_siblings(),
         available: available(),
         processors: threads::processors(),
     }
@@ -46,6 +46,13 @@ pub fn facts(file: &LocalFile, plan: &Plan, again: bool) -> Facts {
 fn is_partial(file: &LocalFile, ranges: &[Range<u64>], wanted: u64) -> bool {
     let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
     wanted < file.len().saturating_sub(start) / 10 * 9
+}
+
+/// Whether other processes of the same job run on this machine, which load at the same moment: torchrun
+/// and its like say so.
+fn has_siblings() -> bool {
+    let count = env::var("LOCAL_WORLD_SIZE").ok().and_then(|count| count.parse::<u64>().ok());
+    count.is_some_and(|count| count > 1)
 }
 
 /// Bytes of memory that this process may take without others losing theirs: what the system
@@ -61,7 +68,13 @@ fn available() -> Option<u64> {
             let file = Path::new("/sys/fs/cgroup").join(&path).join(name);
             fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
         };
-        Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+        // Cached files count, and can be taken back.
+        let stat = fs::read_to_string(Path::new("/sys/fs/cgroup").join(&path).join("memory.stat"));
+        let cached = stat.ok().and_then(|text| {
+            text.lines().find_map(|line| line.strip_prefix("inactive_file "))?.parse().ok()
+        });
+        let used = number("memory.current")?.saturating_sub(cached.unwrap_or(0));
+        Some(number("memory.max")?.saturating_sub(used))
     });
     system.into_iter().chain(group).min()
 }

@@ -74,7 +74,10 @@ pub(crate) struct Loaded {
 /// ```
 pub fn read_header(file: impl AsRef<Path>) -> Result<Header> {
     let file = LocalFile::open(file.as_ref())?;
-    header_of(&file, prefix_of(&file)?)
+    let again = is_begun(&file);
+    let header = header_of(&file, prefix_of(&file)?);
+    file.forget_header(again);
+    header
 }
 
 /// The header of a safetensors file, the first bytes of which are read already.

@@ -81,6 +81,9 @@ fn wanted(
     };
     let there: HashSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
     match selection.slices.keys().find(|name| !there.contains(name.as_str())) {
+        Some(name) if selection.names.is_some() => {
+            Err(Malformed::new(format!("slices has {}, which is not among names", shown(name))))
+        }
         Some(name) => Err(missing(name)),
         None => Ok(wanted),
     }
@@ -109,7 +112,8 @@ impl Part<'_> {
             let mut view = Tensor { settle: true, ..tensor.clone() };
             let strides = tensor.strides.as_deref().unwrap_or_default();
             for (dim, range) in resolve(&tensor.shape, cuts)?.into_iter().enumerate() {
-                view.offset += range.start * strides[dim];
+                // Of no element is asked where it lies.
+                view.offset = view.offset.wrapping_add(range.start.wrapping_mul(strides[dim]));
                 view.shape[dim] = range.end - range.start;
             }
             view.storage = self.storage(tensor.storage, item);
@@ -117,7 +121,7 @@ impl Part<'_> {
         }
         let (from, swapped) = self.source(self.plan.storages[tensor.storage]);
         // The tensor lies in its storage, which lies in the file: a checked file says so.
-        let start = from + tensor.offset as u64 * item;
+        let start = from.wrapping_add((tensor.offset as u64).wrapping_mul(item));
         let (runs, shape) = slice(start, item, &tensor.shape, cuts)?;
         // Where others lie in the same bytes they stay apart only if they are copied.
         let is_alone = self.uses.get(&tensor.storage) == Some(&1);

@@ -2,8 +2,15 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    sync::{
+        atomic::{AtomicBool, AtomicI64, Ordering},
+        Mutex,
+    },
+    time::{Duration, Instant},
 };
+
+/// How often the caller's thread looks whether it is wanted elsewhere.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The work was stopped because the caller asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +38,14 @@ pub struct Watch<'a> {
     /// Asked on the caller's own thread; true stops the work.
     interrupted: Option<fn() -> bool>,
     stopped: AtomicBool,
+    /// When that was asked.
+    looked: Mutex<Option<Instant>>,
 }
 
 impl<'a> Watch<'a> {
     #[must_use]
     pub fn new(counters: Option<[&'a AtomicI64; 2]>, interrupted: Option<fn() -> bool>) -> Self {
-        Self { counters, interrupted, stopped: AtomicBool::new(false) }
+        Self { counters, interrupted, ..Self::default() }
     }
 
     /// Says how many bytes there are to be moved, of which none is moved yet.
@@ -61,8 +70,18 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Asks, on the caller's thread, whether to stop.
+    /// Asks, on the caller's thread, whether to stop; now and then, since the answer may have to be
+    /// waited for.
     pub fn look(&self) {
+        if self.interrupted.is_none() {
+            return;
+        }
+        let Ok(mut looked) = self.looked.lock() else { return };
+        if looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        *looked = Some(Instant::now());
+        drop(looked);
         if self.interrupted.is_some_and(|interrupted| interrupted()) {
             self.stopped.store(true, Ordering::Relaxed);
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 from collections.abc import Generator
 
 import torch
@@ -26,8 +27,10 @@ def _listen() -> Generator[int, None, None]:
     answer = 0
     while True:
         try:
-            yield answer
-            answer = 0
+            # The loop is inside too: handlers also run where it begins anew.
+            while True:
+                yield answer
+                answer = 0
         except GeneratorExit:
             return
         except BaseException as raised:  # goes on in the load or save that is stopped by it
@@ -45,6 +48,13 @@ def install() -> None:
     address = ctypes.cast(_callback, ctypes.c_void_p).value
     torch.ops.veturboio._ask_for_interrupts(address)
     atexit.register(torch.ops.veturboio._ask_for_interrupts, 0)
+    # A process forked by one thread while another was being asked must not take that for its own.
+    os.register_at_fork(after_in_child=lambda: torch.ops.veturboio._ask_for_interrupts(address))
+
+
+def is_waiting() -> bool:
+    """Whether a handler raised what nobody has raised again yet."""
+    return _raised is not None
 
 
 def take() -> BaseException | None:

@@ -70,6 +70,7 @@ def metadata(file: str) -> dict[str, str]:
 
 
 def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
+    _interrupts.take()  # what ended a scripted call, which could not raise it
     try:
         return getattr(torch.ops.veturboio, name)(*arguments, **options)
     except (RuntimeError, ValueError) as error:
@@ -83,6 +84,8 @@ def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
             raise TypeError(text.split("\nDeclaration:", maxsplit=1)[0]) from None
         if kind == "interrupted":
             raise _interrupts.take() or RuntimeError(text) from None
+        if _interrupts.is_waiting():  # something else failed first; the signal counts all the same
+            raise (_interrupts.take() or RuntimeError(text)) from error
         if not kind or reason not in text:  # an error of torch; the failure, if any, is older
             raise
     # Raised out here, and kept in no variable: an exception that its own traceback reaches

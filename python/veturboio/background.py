@@ -86,9 +86,13 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
     """Whether the tensor lies in memory that can be copied byte by byte."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
         return False
-    return (
-        not tensor.is_quantized and tensor.numel() > 0 and tensor.untyped_storage().data_ptr() > 0
-    )
+    if tensor.is_quantized or tensor.numel() == 0:
+        return False
+    storage = tensor.untyped_storage()
+    steps = zip(tensor.size(), tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+    # A storage may have been cut since.
+    return storage.data_ptr() > 0 and (last + 1) * tensor.element_size() <= storage.nbytes()
 
 
 class _Span:

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -46,9 +45,10 @@ def load(
 
     How the bytes come is chosen by where they lie, and ``explain`` tells. What the page cache holds
     is mapped, privately: nothing is copied, and writing to a tensor does not touch the file. What
-    has to come from a disk or further is read past the page cache into memory of the load's own, if
-    it is large. The memory goes with the last of the tensors. Each tensor has a storage of its own,
-    except those that were saved as sharing one.
+    comes from FUSE or a network is read past the page cache into memory of the load's own, and so
+    is a large file on a disk the first time, where there is memory enough. The memory goes with the
+    last of the tensors. Each tensor has a storage of its own, except those that were saved as
+    sharing one.
 
     Args:
         file: path of the file.
@@ -68,11 +68,13 @@ def load(
             ``VETURBOIO_WAY``, and chooses where that says nothing either. Where the system refuses
             ``"uring"`` or ``"direct"``, the next of ``"direct"`` and ``"read"`` is taken.
         names: the tensors wanted, in the order in which they are returned; those of a PyTorch file
-            by the names that lead to them, joined by dots. Only they are read.
+            by the names that lead to them, joined by dots. Only they are read, and
+            what shares a storage with them.
         slices: of some tensors only a part, as ``{"weight": slice(0, 128)}`` along the first
             dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. Only that part
             is read, and what lies between two rows of it if that is less than 16 KiB. Such a tensor
-            is contiguous and has a storage of its own.
+            is contiguous and has a storage of its own. One that a PyTorch file has in another than
+            row-major order is read whole.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
 
@@ -195,7 +197,7 @@ def save_file(
         enable_fast_mode: there is one mode, and it is fast; both values do the same.
         durable: False leaves it to the system when the bytes come to the disk. The file still
             takes its place in one step, but a crash of the system may damage it.
-        wait: False copies the tensors, which takes as much memory as they have, and writes the
+        wait: False copies the tensors, which takes as much memory as they span, and writes the
             copy in the background. The tensors may then be changed at once.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
@@ -234,7 +236,8 @@ def save_file(
         save(state_dict)
         return None
     # Where that is now, wherever the program goes meanwhile.
-    path = str(Path(path).absolute()) if path else path
+    if path and "://" not in path:
+        path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
     return start(partial(save, snapshot(state_dict)))
 
 

@@ -21,6 +21,7 @@ pub(super) unsafe fn watch<'a>(progress: *mut i64) -> Watch<'a> {
 static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
 
 pub(super) fn ask_for_interrupts(address: i64) {
+    IS_ASKING.store(false, Ordering::Release);
     INTERRUPTED.store(usize::try_from(address).unwrap_or(0), Ordering::Release);
 }
 

@@ -6,7 +6,7 @@ use crate::{
     storage::{local::LocalFile, Source},
     threads,
 };
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use std::{io, ops::Range};
 
 /// Maps the file and brings the pages of `ranges` into memory and into the page table.
@@ -21,7 +21,8 @@ pub fn map(job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<MmapMut> {
     // SAFETY: nobody else holds this private mapping, so its bytes change only through the
     // tensors made from it, or, until a page is first touched, if someone writes to the
     // file in place, which shows as other values in a tensor and breaks no invariant here.
-    let mapped = unsafe { MmapOptions::new().map_copy(job.file.file()) }?;
+    // No swap is reserved for it, so that a file may be larger than the memory.
+    let mapped = unsafe { MmapOptions::new().no_reserve_swap().map_copy(job.file.file()) }?;
     if ranges.last().is_some_and(|last| last.end > mapped.len() as u64) {
         return Err(shorter());
     }
@@ -87,7 +88,7 @@ pub trait Cached {
 
 /// A map of a file that is only looked at.
 #[derive(Debug)]
-pub struct Residency(MmapMut);
+pub struct Residency(Mmap);
 
 impl Residency {
     /// `None` where nothing can be learnt about the file.
@@ -97,7 +98,7 @@ impl Residency {
             return None;
         }
         // SAFETY: no byte of this mapping is ever read or written.
-        unsafe { MmapOptions::new().map_copy(file.file()) }.ok().map(Self)
+        unsafe { MmapOptions::new().map_copy_read_only(file.file()) }.ok().map(Self)
     }
 }
 

@@ -15,7 +15,7 @@ pub mod read;
 pub mod uring;
 
 use crate::{buffers::Buffers, plan, storage::local::LocalFile, watch::Watch};
-use memmap2::{Advice, MmapMut};
+use memmap2::{Advice, MmapMut, MmapOptions};
 use std::{io, ops::Range};
 
 /// What offsets, lengths and addresses are multiples of where a reader can choose: O_DIRECT wants
@@ -150,12 +150,13 @@ fn room(len: u64, ranges: &[Range<u64>]) -> io::Result<MmapMut> {
     let memory = anonymous(len)?;
     // Reading past the page cache into large pages is nearly twice as fast. Around ranges that are
     // far apart they would take memory for what nobody wants.
-    if used > len / 10 * 9 {
-        let _ = memory.advise(Advice::HugePage);
-    }
+    let advice = if used > len / 10 * 9 { Advice::HugePage } else { Advice::NoHugePage };
+    let _ = memory.advise(advice);
     Ok(memory)
 }
 
+/// Memory that is counted as it is used: of a part of a large file it is little.
 fn anonymous(len: u64) -> io::Result<MmapMut> {
-    MmapMut::map_anon(usize::try_from(len.next_multiple_of(PAGE)).unwrap_or(usize::MAX))
+    let len = usize::try_from(len.next_multiple_of(PAGE)).unwrap_or(usize::MAX);
+    MmapOptions::new().len(len).no_reserve_swap().map_anon()
 }

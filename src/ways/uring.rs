@@ -57,6 +57,9 @@ struct Flight<'a> {
     slots: Vec<Option<(Piece<'a>, usize)>>,
     free: Vec<usize>,
     error: Option<io::Error>,
+    /// Requests that the kernel has taken and not answered.
+    in_kernel: usize,
+    is_refused: bool,
 }
 
 impl<'a> Flight<'a> {
@@ -64,7 +67,9 @@ impl<'a> Flight<'a> {
         let depth = job.num_thread.clamp(1, MAX_DEPTH).min(pieces.len());
         let slots = (0..depth).map(|_| None).collect();
         let free = (0..depth).collect();
-        Self { job, file, ring, waiting: pieces.into_iter(), slots, free, error: None }
+        let waiting = pieces.into_iter();
+        let (error, in_kernel, is_refused) = (None, 0, false);
+        Self { job, file, ring, waiting, slots, free, error, in_kernel, is_refused }
     }
 
     /// Reads everything, or stops at the first error, with nothing in flight.
@@ -77,8 +82,12 @@ impl<'a> Flight<'a> {
             self.wait();
             let landed: Vec<(u64, i32)> =
                 self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+            self.in_kernel -= landed.len();
             for (slot, result) in landed {
                 self.landed(slot as usize, result);
+            }
+            if self.is_refused && self.in_kernel == 0 {
+                return self.error.map_or(Ok(()), Err);
             }
         }
     }
@@ -124,9 +133,16 @@ impl<'a> Flight<'a> {
     fn wait(&mut self) {
         let limit = Timespec::from(LOOK_EVERY);
         let waited = self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit));
-        // Out of time, interrupted, or short of memory: what is in flight lands all the same.
-        if waited.is_err() {
-            self.job.watch.look();
+        self.job.watch.look();
+        match waited.map_err(|error| error.raw_os_error()) {
+            // Out of time, interrupted, or short of memory: what is in flight lands all the same.
+            Ok(count) => self.in_kernel += count,
+            Err(Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+            // Refused after all, and for good: what waits in the queue never leaves it.
+            Err(code) => {
+                self.is_refused = true;
+                self.fail(io::Error::from_raw_os_error(code.unwrap_or(libc::EIO)));
+            }
         }
     }
 

@@ -227,8 +227,8 @@ def test_parts_of_one_tensor_do_not_share_memory(tmp_path: Path, slices: dict[st
     state = {"a": tied, "b": tied}
     veturboio.save_file(state, tmp_path / "model", force_save_shared_tensor=True)
     torch.save({"a": tied, "b": tied}, tmp_path / "model.pt")
-    for file in ("model", "model.pt"):
-        loaded = veturboio.load(tmp_path / file, slices=slices)
+    for name in ("model", "model.pt"):
+        loaded = veturboio.load(tmp_path / name, slices=slices)
         loaded["a"].fill_(-1)
         assert loaded["b"].tolist() == [2, 3, 4, 5]
 
