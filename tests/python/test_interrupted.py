@@ -35,6 +35,14 @@ needs_slowfs = pytest.mark.skipif(
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
+@pytest.fixture(autouse=True)
+def heed_control_c() -> Iterator[None]:
+    """Where the tests run in the background, a shell has them ignore it, and Python then does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_full_disk(mount: Mount) -> None:
     disk = mount("size=8m")
     target = disk / "model.safetensors"
