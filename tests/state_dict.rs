@@ -134,7 +134,7 @@ fn every_way_brings_the_same_and_says_why_it_was_taken() {
         let reason = options.explain(&path).unwrap();
         assert!(reason.contains(&format!("{} was asked for", way.name())), "{reason}");
     }
-    let part = LoadOptions::new().names(["weight"]).slice("weight", 0, 5..-990);
+    let part = LoadOptions::new().names(["weight"]).slice("weight", 0, 5..10);
     let loaded = part.load(&path).unwrap();
     assert_eq!(loaded.len(), 1);
     assert!(loaded["weight"].equal(&weight.narrow(0, 5, 5)));
