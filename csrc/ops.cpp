@@ -158,6 +158,16 @@ void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDic
   }
 }
 
+// A load that keeps what passes through host memory in the caller's helper.
+Loaded load_through(const std::string& file, const LoadRequest& request, bool use_pinmem,
+                    const MaybeHelper& helper, const std::optional<at::Tensor>& progress) {
+  const HelperPtr lender = helper_or_own(helper);
+  Loaded loaded =
+      calling([&] { return load(path(file), request, lender->buffers(), counters(progress)); });
+  decide(helper, use_pinmem);
+  return loaded;
+}
+
 TensorDict load_op(const std::string& file, const std::optional<at::Device>& map_location,
                    std::int64_t num_thread, bool use_direct_io,
                    const std::optional<TensorDict>& state_dict, bool use_pinmem,
@@ -167,20 +177,18 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    const std::optional<at::Tensor>& progress) {
   const at::Device device = map_location.value_or(at::kCPU);
   check_helper(file, helper, device, use_pinmem);
-  const HelperPtr lender = helper_or_own(helper);
   const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
                       std::move(slices)};
   if (state_dict.has_value()) {
     TORCH_CHECK_VALUE(!wanted.names.has_value() && !wanted.slices.has_value(),
                       "state_dict cannot be combined with names or slices");
+    const HelperPtr lender = helper_or_own(helper);
     fill_tensors(file, wanted, *state_dict, *lender, counters(progress));
     decide(helper, use_pinmem);
     return *state_dict;
   }
   const LoadRequest request = wanted.request(device, /*structured=*/false);
-  Loaded loaded =
-      calling([&] { return load(path(file), request, lender->buffers(), counters(progress)); });
-  decide(helper, use_pinmem);
+  Loaded loaded = load_through(file, request, use_pinmem, helper, progress);
   return named(loaded, tensors_on(device, loaded));
 }
 
@@ -192,13 +200,10 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     const std::optional<at::Tensor>& progress) {
   const at::Device device = map_location.value_or(at::kCPU);
   check_helper(file, helper, device, use_pinmem);
-  const HelperPtr lender = helper_or_own(helper);
   const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
                       std::move(slices)};
   const LoadRequest request = wanted.request(device, /*structured=*/true);
-  Loaded loaded =
-      calling([&] { return load(path(file), request, lender->buffers(), counters(progress)); });
-  decide(helper, use_pinmem);
+  Loaded loaded = load_through(file, request, use_pinmem, helper, progress);
   std::vector<at::Tensor> tensors = tensors_on(device, loaded);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {

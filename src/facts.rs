@@ -19,7 +19,7 @@ const SAMPLES: u64 = 256;
 /// this process or another, and perhaps at this moment.
 pub fn is_begun(file: &LocalFile) -> bool {
     let beginning = 0..file.len().min(1);
-    map::Residency::of(file).and_then(|held| map::cached(&held, &[beginning], 1)) == Some(1.0)
+    map::Residency::of(file).and_then(|held| held.share(&[beginning], 1)) == Some(1.0)
 }
 
 /// Looks at a file of which `plan` is to be loaded, and of which somebody read before `again`.
@@ -34,7 +34,7 @@ pub fn facts(file: &LocalFile, plan: &Plan, again: bool) -> Facts {
     Facts {
         file_system: FileSystem::of(file.file()),
         wanted: plan.byte_len(),
-        cached: map::Residency::of(file).and_then(|held| map::cached(&held, &ranges, SAMPLES)),
+        cached: map::Residency::of(file).and_then(|held| held.share(&ranges, SAMPLES)),
         partial: is_partial(file, &ranges, plan.byte_len()),
         again: again || has_siblings(),
         available: available(),

@@ -67,31 +67,12 @@ fn populate(mapped: &MmapMut, start: usize, len: usize) -> io::Result<()> {
     }
 }
 
-/// Which share of `ranges` the page cache holds, judged by `samples` pages, evenly spread.
-///
-/// `None` where that cannot be known: the kernel answers only who may write to the file.
-pub fn cached(file: &dyn Cached, ranges: &[Range<u64>], samples: u64) -> Option<f64> {
-    let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-    let step = (total / samples).max(1);
-    let (mut asked, mut held) = (0u32, 0u32);
-    for offset in ranges.iter().flat_map(|range| range.clone().step_by(step as usize)) {
-        asked += 1;
-        held += u32::from(file.holds(offset)?);
-    }
-    (asked > 0).then(|| f64::from(held) / f64::from(asked))
-}
-
-/// What can be asked whether a byte is cached.
-pub trait Cached {
-    fn holds(&self, offset: u64) -> Option<bool>;
-}
-
 /// A map of a file that is only looked at.
 #[derive(Debug)]
 pub struct Residency(Mmap);
 
 impl Residency {
-    /// `None` where nothing can be learnt about the file.
+    /// `None` where nothing can be learnt about the file: the kernel tells only who may write to it.
     #[must_use]
     pub fn of(file: &LocalFile) -> Option<Self> {
         if !file.is_ours() || file.len() == 0 {
@@ -100,9 +81,20 @@ impl Residency {
         // SAFETY: no byte of this mapping is ever read or written.
         unsafe { MmapOptions::new().map_copy_read_only(file.file()) }.ok().map(Self)
     }
-}
 
-impl Cached for Residency {
+    /// Which share of `ranges` the page cache holds, judged by `samples` pages, evenly spread.
+    #[must_use]
+    pub fn share(&self, ranges: &[Range<u64>], samples: u64) -> Option<f64> {
+        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let step = (total / samples).max(1);
+        let (mut asked, mut held) = (0u32, 0u32);
+        for offset in ranges.iter().flat_map(|range| range.clone().step_by(step as usize)) {
+            asked += 1;
+            held += u32::from(self.holds(offset)?);
+        }
+        (asked > 0).then(|| f64::from(held) / f64::from(asked))
+    }
+
     fn holds(&self, offset: u64) -> Option<bool> {
         let page = offset / PAGE * PAGE;
         if page >= self.0.len() as u64 {

@@ -324,6 +324,11 @@ def test_in_torchscript(model: Path) -> None:
         shard(str(model), "weights", 0, 0, 1)
 
 
+def test_a_slice_of_a_tensor_that_is_not_asked_for_is_told_as_such(model: Path) -> None:
+    with pytest.raises(ValueError, match='slices has "weight", which is not among names'):
+        veturboio.load(model, names=["bias"], slices={"weight": slice(1)})
+
+
 def test_a_dimension_is_cut_once(model: Path) -> None:
     cuts = {"weight": [2, 1, 6, 0, 2, 10]}
     loaded = torch.ops.veturboio.load(str(model), slices=cuts)
