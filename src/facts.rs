@@ -1,12 +1,6 @@
 //! What can be found out about a load before it begins, for [`choice`](crate::choice).
 
-use crate::{
-    choice::Facts,
-    plan::Plan,
-    storage::{local::LocalFile, FileSystem, Source},
-    threads,
-    ways::map,
-};
+use crate::{choice::Facts, plan::Plan, storage::Source, threads, ways::map};
 use std::{env, fs, ops::Range, path::Path};
 
 /// Pages of a file that are asked for to learn how much of it is cached.
@@ -17,13 +11,14 @@ const SAMPLES: u64 = 256;
 /// A load past the page cache leaves nothing there but the header, which it read by the cache. So a
 /// header that is cached without its tensors tells that somebody loaded the file not long ago, in
 /// this process or another, and perhaps at this moment.
-pub fn is_begun(file: &LocalFile) -> bool {
+pub fn is_begun(file: &dyn Source) -> bool {
+    let Some(file) = file.local() else { return false };
     let beginning = 0..file.len().min(1);
     map::Residency::of(file).and_then(|held| held.share(&[beginning], 1)) == Some(1.0)
 }
 
 /// Looks at a file of which `plan` is to be loaded, and of which somebody read before `again`.
-pub fn facts(file: &LocalFile, plan: &Plan, again: bool) -> Facts {
+pub fn facts(file: &dyn Source, plan: &Plan, again: bool) -> Facts {
     // What is copied lies between what is mapped, and is as cached or not.
     let copies = plan.copies.iter().map(|copy| {
         let (start, len) = copy.from.find(0);
@@ -31,19 +26,21 @@ pub fn facts(file: &LocalFile, plan: &Plan, again: bool) -> Facts {
     });
     let ranges: Vec<Range<u64>> =
         plan.ranges.iter().cloned().chain(copies).filter(|range| !range.is_empty()).collect();
+    let held = file.local().and_then(map::Residency::of);
+    let cached = held.and_then(|held| held.share(&ranges, SAMPLES));
     Facts {
-        file_system: FileSystem::of(file.file()),
+        file_system: file.file_system(),
         wanted: plan.byte_len(),
-        cached: map::Residency::of(file).and_then(|held| held.share(&ranges, SAMPLES)),
+        cached,
         partial: is_partial(file, &ranges, plan.byte_len()),
         again: again || has_siblings(),
-        available: available(),
+        available: if cached == Some(1.0) { None } else { available() },
         processors: threads::processors(),
     }
 }
 
 /// Whether much of what follows the first byte wanted is not.
-fn is_partial(file: &LocalFile, ranges: &[Range<u64>], wanted: u64) -> bool {
+fn is_partial(file: &dyn Source, ranges: &[Range<u64>], wanted: u64) -> bool {
     let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
     wanted < file.len().saturating_sub(start) / 10 * 9
 }

@@ -8,7 +8,7 @@ use crate::{
     load::{self, chosen, describe, Described},
     plan::{self, Place, Plan},
     share,
-    storage::{local::LocalFile, Source},
+    storage::Source,
     tensors::{StateDict, Tensor},
     ways::{Job, Piece},
 };
@@ -37,7 +37,7 @@ pub(crate) fn fill(
     let pairs = matched(&plan, &names, &views, path)?;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
-    let choice = chosen(&file, &plan, again, request);
+    let choice = chosen(&*file, &plan, again, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     for (target, source) in pairs.into_iter().enumerate() {
@@ -62,7 +62,7 @@ pub(crate) fn fill(
             _ => left.push(target),
         }
     }
-    read(&file, &choice, request, pieces)?;
+    read(&*file, &choice, request, pieces)?;
     Ok(left)
 }
 
@@ -73,21 +73,21 @@ pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [
         let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
         return Err(Error::argument(ACTION, path, reason));
     }
-    let choice = chosen(&file, &plan, again, request);
-    read(&file, &choice, request, Piece::cut(0, bytes, choice.segment_len).collect())
+    let choice = chosen(&*file, &plan, again, request);
+    read(&*file, &choice, request, Piece::cut(0, bytes, choice.segment_len).collect())
 }
 
 fn described(path: &Path, request: &load::Request<'_>, structured: bool) -> Result<Described> {
     if request.wish.num_thread == 0 {
         return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
     }
-    describe(path, structured)
+    describe(path, structured, request.watch)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
 /// where a load would map.
 fn read(
-    file: &LocalFile,
+    file: &dyn Source,
     choice: &Choice,
     request: &load::Request<'_>,
     pieces: Vec<Piece<'_>>,

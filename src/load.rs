@@ -15,7 +15,7 @@ use crate::{
     memory::Region,
     plan::{Plan, Storage, Tensor},
     select::{select, Selection},
-    storage::{local::LocalFile, Source},
+    storage::{self, Source},
     watch::Watch,
     ways::{uring, Job, Way},
 };
@@ -73,28 +73,29 @@ pub(crate) struct Loaded {
 /// # }
 /// ```
 pub fn read_header(file: impl AsRef<Path>) -> Result<Header> {
-    let file = LocalFile::open(file.as_ref())?;
-    let again = is_begun(&file);
-    let header = header_of(&file, prefix_of(&file)?);
-    file.forget_header(again);
+    let watch = Watch::default();
+    let file = storage::open(file.as_ref(), &watch)?;
+    let again = is_begun(&*file);
+    let header = prefix_of(&*file, &watch).and_then(|prefix| header_of(&*file, prefix, &watch));
+    forget_header(&*file, again);
     header
 }
 
 /// The header of a safetensors file, the first bytes of which are read already.
-fn header_of(source: &dyn Source, prefix: Vec<u8>) -> Result<Header> {
+fn header_of(source: &dyn Source, prefix: Vec<u8>, watch: &Watch<'_>) -> Result<Header> {
     let refused = |malformed| Error::format(source.name(), malformed);
     let mut bytes = prefix;
     let end = LENGTH_BYTES + Header::json_len(&bytes, source.len()).map_err(refused)?;
     let already = bytes.len() as u64;
     if already < end {
-        bytes.extend(read(source, already..end)?);
+        bytes.extend(read(source, already..end, watch)?);
     }
     Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], source.len()).map_err(refused)
 }
 
 /// A file, and what it says of itself.
 pub(crate) struct Described {
-    pub file: LocalFile,
+    pub file: Box<dyn Source>,
     /// Whether somebody had read it before.
     pub again: bool,
     pub plan: Plan,
@@ -103,18 +104,18 @@ pub(crate) struct Described {
 }
 
 /// Opens `path` and reads what it holds, without its tensors.
-pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
+pub(crate) fn describe(path: &Path, structured: bool, watch: &Watch<'_>) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
-    let file = LocalFile::open(path)?;
-    let again = is_begun(&file);
-    let prefix = prefix_of(&file)?;
+    let file = storage::open(path, watch)?;
+    let again = is_begun(&*file);
+    let prefix = prefix_of(&*file, watch)?;
     if !is_pytorch(&prefix) {
-        let header = header_of(&file, prefix)?;
+        let header = header_of(&*file, prefix, watch)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
         let names = names_of(header);
         return Ok(Described { file, again, plan, names, structure: None });
     }
-    let archive = archive_of(&file)?;
+    let archive = archive_of(&*file, watch)?;
     let plan = Plan::of_archive(&archive);
     let (names, structure) = if structured && !archive.checkpoint.is_module() {
         (Vec::new(), Some(archive.checkpoint.to_json()))
@@ -128,13 +129,13 @@ pub(crate) fn describe(path: &Path, structured: bool) -> Result<Described> {
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
     let Described { file, again, plan, names, structure } = wanted(path, request)?;
     let region = if request.header_only {
-        file.forget_header(again);
+        forget_header(&*file, again);
         Region::default()
     } else {
-        let choice = chosen(&file, &plan, again, request);
-        let job = job(&file, &choice, request);
+        let choice = chosen(&*file, &plan, again, request);
+        let job = job(&*file, &choice, request);
         request.watch.begin(plan.byte_len());
-        let region = Region::of(&job, &plan, choice.way).map_err(|error| failed(&file, error))?;
+        let region = Region::of(&job, &plan, choice.way).map_err(|error| failed(&*file, error))?;
         request.watch.finish();
         region
     };
@@ -145,7 +146,7 @@ pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
 /// Says in a sentence which way [`load`] would take, and why.
 pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     let Described { file, again, plan, .. } = wanted(path, request)?;
-    let Choice { way, num_thread, reason, .. } = chosen(&file, &plan, again, request);
+    let Choice { way, num_thread, reason, .. } = chosen(&*file, &plan, again, request);
     let how = match way {
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
@@ -154,7 +155,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
         Way::Uring => "read past the page cache (io_uring is refused)",
     };
     let bytes = plan.byte_len();
-    file.forget_header(again);
+    forget_header(&*file, again);
     Ok(format!(
         "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
         path.display(),
@@ -169,9 +170,9 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     }
     let selection = &request.selection;
     if selection.is_everything() {
-        return describe(path, request.structured);
+        return describe(path, request.structured, request.watch);
     }
-    let Described { file, again, plan, names, .. } = describe(path, false)?;
+    let Described { file, again, plan, names, .. } = describe(path, false, request.watch)?;
     let (plan, names) = select(&plan, names, selection).map_err(|refused| {
         let error = Error::argument("load", path, refused.reason);
         match refused.tensor {
@@ -182,35 +183,43 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     Ok(Described { file, again, plan, names, structure: None })
 }
 
-fn job<'a>(file: &'a LocalFile, choice: &Choice, request: &Request<'a>) -> Job<'a> {
+fn job<'a>(file: &'a dyn Source, choice: &Choice, request: &Request<'a>) -> Job<'a> {
     let &Request { buffers, watch, .. } = request;
     let &Choice { num_thread, segment_len, .. } = choice;
     Job { file, num_thread, segment_len, buffers, watch }
 }
 
-pub(crate) fn chosen(file: &LocalFile, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {
+pub(crate) fn chosen(file: &dyn Source, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {
     choose(request.wish, &facts(file, plan, again))
 }
 
+/// Leaves the page cache as it was before the header was read.
+fn forget_header(file: &dyn Source, again: bool) {
+    if let Some(file) = file.local() {
+        file.forget_header(again);
+    }
+}
+
 /// The failure of a way to bring in bytes of `file`.
-pub(crate) fn failed(file: &LocalFile, error: io::Error) -> Error {
+pub(crate) fn failed(file: &dyn Source, error: io::Error) -> Error {
     Error::io("read", file.name(), error)
 }
 
-fn prefix_of(source: &dyn Source) -> Result<Vec<u8>> {
-    read(source, 0..source.len().min(PREFIX_LEN))
+fn prefix_of(source: &dyn Source, watch: &Watch<'_>) -> Result<Vec<u8>> {
+    read(source, 0..source.len().min(PREFIX_LEN), watch)
 }
 
-fn read(source: &dyn Source, range: Range<u64>) -> Result<Vec<u8>> {
+fn read(source: &dyn Source, range: Range<u64>, watch: &Watch<'_>) -> Result<Vec<u8>> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
-    match source.read_exact_at(&mut bytes, range.start) {
+    match source.read_exact_at(&mut bytes, range.start, watch) {
         Ok(()) => Ok(bytes),
         Err(error) => Err(Error::io("read", source.name(), error)),
     }
 }
 
-fn archive_of(source: &dyn Source) -> Result<Archive> {
-    Archive::read(source.len(), |range| read(source, range)).map_err(|refused| match refused {
+fn archive_of(source: &dyn Source, watch: &Watch<'_>) -> Result<Archive> {
+    Archive::read(source.len(), |range| read(source, range, watch)).map_err(|refused| match refused
+    {
         Unreadable::Malformed(malformed) => Error::format(source.name(), malformed),
         Unreadable::Unknown(name) => Error::unsupported(source.name(), &name),
         Unreadable::Source(error) => error,

@@ -7,7 +7,10 @@ use crate::{
     plan::{Copy, Place, Plan, SEGMENT_LEN},
     slice::{Block, Runs},
     threads,
-    ways::{direct::read_piece, Job, Piece, Way, PAGE},
+    ways::{
+        direct::{direct, read_piece},
+        Job, Piece, Way, PAGE,
+    },
 };
 use memmap2::MmapMut;
 use std::{fs::File, io, ptr::NonNull};
@@ -79,7 +82,7 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
             parts.push(Part { copy, block, target });
         }
     }
-    let direct = if matches!(way, Way::Direct | Way::Uring) { job.file.direct() } else { None };
+    let direct = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
     threads::for_each(job.num_thread, parts, job.watch, |Part { copy, block, target }| {
         let read = |offset, bytes: &mut [u8]| read_block(job, direct.as_ref(), offset, bytes);
         if block.from.end - block.from.start == target.len() as u64 {
@@ -111,7 +114,7 @@ fn read_block(
     let wanted = bytes.len();
     match direct {
         Some(direct) => read_piece(job, direct, Piece { offset, bytes, wanted }),
-        None => crate::storage::Source::read_exact_at(job.file, bytes, offset),
+        None => job.file.read_exact_at(bytes, offset, job.watch),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
     load::DEFAULT_NUM_THREAD,
     share::{self, View},
-    storage::sink::Sink,
+    storage,
     tensors::{StateDict, Tensor},
     watch::Watch,
     writer::{Item, Layout, Writer},
@@ -164,10 +164,10 @@ impl SaveOptions {
         let end = items.last().map_or(data_start, |item| item.bytes.end);
 
         watch.begin(end);
-        let sink = Sink::create(path, end, self.durable)?;
+        let sink = storage::create(path, end, self.durable)?;
         let header = header.bytes;
         let file = Layout { tensors, views: &views, header: &header, items: &items };
-        Writer { file, sink: &sink, path, buffers, watch }
+        Writer { file, sink: &*sink, path, buffers, watch }
             .write_all(self.num_thread.min(MAX_WRITERS))?;
         sink.commit()
     }

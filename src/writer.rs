@@ -4,7 +4,7 @@ use crate::{
     buffers::{Buffer, Buffers},
     error::{Error, Result},
     plan,
-    storage::sink::Sink,
+    storage::Sink,
     tensors::{StateDict, Tensor},
     threads,
     watch::{Stopped, Watch},
@@ -45,7 +45,7 @@ enum Source<'a> {
 
 pub struct Writer<'a> {
     pub file: Layout<'a>,
-    pub sink: &'a Sink,
+    pub sink: &'a dyn Sink,
     pub path: &'a Path,
     pub buffers: &'a Buffers,
     pub watch: &'a Watch<'a>,

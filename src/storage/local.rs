@@ -2,8 +2,11 @@
 
 #![allow(unsafe_code)]
 
-use super::Source;
-use crate::error::{Error, Result};
+use super::{FileSystem, Source};
+use crate::{
+    error::{Error, Result},
+    watch::Watch,
+};
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -34,7 +37,6 @@ impl LocalFile {
     /// invalid argument for anything else that is no regular file: a pipe would block for ever.
     pub fn open(path: &Path) -> Result<Self> {
         const ACTION: &str = "open";
-        super::refuse_remote(ACTION, path)?;
         let file = OpenOptions::new()
             .read(true)
             // Opening a pipe without a writer would otherwise wait for one.
@@ -96,8 +98,16 @@ impl Source for LocalFile {
         self.len
     }
 
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64, _: &Watch<'_>) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn file_system(&self) -> FileSystem {
+        FileSystem::of(&self.file)
+    }
+
+    fn local(&self) -> Option<&LocalFile> {
+        Some(self)
     }
 }
 
@@ -113,9 +123,9 @@ mod tests {
         fs::write(file.path(), b"0123456789").unwrap();
         let source = LocalFile::open(file.path()).unwrap();
         let mut buffer = [0; 4];
-        source.read_exact_at(&mut buffer, 6).unwrap();
+        source.read_exact_at(&mut buffer, 6, &Watch::default()).unwrap();
         assert_eq!((&buffer, source.len()), (b"6789", 10));
-        let past = source.read_exact_at(&mut buffer, 7).unwrap_err();
+        let past = source.read_exact_at(&mut buffer, 7, &Watch::default()).unwrap_err();
         assert_eq!(past.kind(), ErrorKind::UnexpectedEof);
     }
 

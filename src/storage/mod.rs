@@ -9,8 +9,12 @@ mod system;
 
 pub use system::{FileSystem, Storage};
 
-use crate::error::{Error, Result};
-use std::{env, io, os::unix::ffi::OsStrExt, path::Path};
+use crate::{
+    error::{Error, Result},
+    watch::Watch,
+};
+use local::LocalFile;
+use std::{env, fmt::Debug, io, os::unix::ffi::OsStrExt, path::Path};
 
 /// Addresses of stores that cannot be reached yet.
 const SCHEMES: [&str; 8] = ["sfcs", "s3", "tos", "gs", "az", "http", "https", "hdfs"];
@@ -31,8 +35,27 @@ pub(crate) fn refuse_remote(action: &'static str, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Opens what `path` names for reading.
+///
+/// # Errors
+/// What the storage answers, and an address of a kind that cannot be reached.
+pub fn open(path: &Path, _watch: &Watch<'_>) -> Result<Box<dyn Source>> {
+    refuse_remote("open", path)?;
+    Ok(Box::new(LocalFile::open(path)?))
+}
+
+/// Begins a file of `len` bytes that is to stand at `path`; `durable` has the storage keep it, once
+/// it is whole, whatever happens then.
+///
+/// # Errors
+/// A target that cannot be written, and an address of a kind that cannot be reached.
+pub fn create(path: &Path, len: u64, durable: bool) -> Result<Box<dyn Sink>> {
+    refuse_remote("save", path)?;
+    Ok(Box::new(sink::LocalSink::create(path, len, durable)?))
+}
+
 /// Bytes of a known length that any thread may read any range of.
-pub trait Source: Send + Sync {
+pub trait Source: Send + Sync + Debug {
     /// What the user calls it, for messages.
     fn name(&self) -> &Path;
 
@@ -44,6 +67,46 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// `UnexpectedEof` where the source has become shorter than the range needs; otherwise what
-    /// the storage answered. Interrupted and short reads are continued, never reported.
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// the storage answered, or `Stopped` where reading may take long. Interrupted and short reads are continued, never reported.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64, watch: &Watch<'_>) -> io::Result<()>;
+
+    /// What sort of storage it lies on.
+    fn file_system(&self) -> FileSystem;
+
+    /// The file that it is, where it is one: such can be mapped, and read past the page cache.
+    fn local(&self) -> Option<&LocalFile> {
+        None
+    }
+}
+
+/// A file that becomes whole or not at all: whatever stood in its place before stays there until
+/// [`commit`](Self::commit), and what was written goes if that is never called.
+pub trait Sink: Send + Sync {
+    /// Writes `bytes` at `offset`; threads may write disjoint ranges at once.
+    ///
+    /// # Errors
+    /// What the storage answered.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
+
+    /// Whether segments are to be given to [`write_direct_at`](Self::write_direct_at).
+    fn is_direct(&self) -> bool {
+        false
+    }
+
+    /// Writes the first `len` bytes of `buffer`, which starts at a page and is longer by less than
+    /// one, at `offset`, which is a multiple of a page's size. What follows the bytes in their last
+    /// page is overwritten with zeros; only the end of the file may lie in mid-page.
+    ///
+    /// # Errors
+    /// What the storage answered.
+    fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
+        self.write_all_at(&buffer[..len], offset)
+    }
+
+    /// Makes the bytes durable, if they are to be, and puts the file in its place.
+    ///
+    /// # Errors
+    /// What the storage answered; what stood there before is then as it was, unless only the last
+    /// step, making the new name durable, failed.
+    fn commit(self: Box<Self>) -> Result<()>;
 }

@@ -1,13 +1,13 @@
 //! A file that becomes whole or not at all.
 //!
-//! Bytes go into a temporary sibling, in any order and from any thread; [`Sink::commit`] makes
+//! Bytes go into a temporary sibling, in any order and from any thread; [`commit`](Sink::commit) makes
 //! them durable and puts the sibling in the target's place in one step. Whatever happens before
 //! that, the target stays what it was, and the sibling goes when the sink is dropped. Only a
 //! process killed outright leaves one behind (`.veturboio-*.tmp`).
 
 #![allow(unsafe_code)]
 
-use super::FileSystem;
+use super::{FileSystem, Sink};
 use crate::error::{Error, Result};
 use std::{
     ffi::CString,
@@ -34,7 +34,7 @@ const MAX_LINKS: usize = 40;
 
 /// A file in the making.
 #[derive(Debug)]
-pub struct Sink {
+pub struct LocalSink {
     /// What the user called it, for messages.
     name: PathBuf,
     /// Where it will stand: `name` with symbolic links followed.
@@ -53,14 +53,13 @@ const PAGE: usize = 4096;
 /// From this length on, a file is written past the page cache: below, it may as well stay there.
 const DIRECT_LEN: u64 = 64 << 20;
 
-impl Sink {
+impl LocalSink {
     /// Begins a file of `len` bytes that is to stand at `path`.
     ///
     /// # Errors
     /// A target that is a directory, no regular file, or not writable; a directory that is
     /// missing or refuses a new file; a disk without room for `len` bytes.
     pub fn create(path: &Path, len: u64, durable: bool) -> Result<Self> {
-        super::refuse_remote(ACTION, path)?;
         let failed = |error| Error::io(ACTION, path, error);
         let target = follow_links(path).map_err(failed)?;
         check_target(path, &target)?;
@@ -82,20 +81,14 @@ impl Sink {
         let name = path.to_owned();
         Ok(Self { name, target, directory, temporary, direct, len, durable })
     }
+}
 
-    /// Whether segments are to be given to [`write_direct_at`](Self::write_direct_at).
-    #[must_use]
-    pub fn is_direct(&self) -> bool {
+impl Sink for LocalSink {
+    fn is_direct(&self) -> bool {
         self.direct.is_some()
     }
 
-    /// Writes the first `len` bytes of `buffer`, which starts at a page and is longer by less than
-    /// one, at `offset`, which is a multiple of a page's size. What follows the bytes in their last
-    /// page is overwritten with zeros; only the end of the file may lie in mid-page.
-    ///
-    /// # Errors
-    /// What the storage answered.
-    pub fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
+    fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
         let Some(direct) = &self.direct else { return self.write_all_at(&buffer[..len], offset) };
         let whole = len.next_multiple_of(PAGE);
         buffer[len..whole].fill(0);
@@ -108,11 +101,7 @@ impl Sink {
         }
     }
 
-    /// Writes `bytes` at `offset`; threads may write disjoint ranges at once.
-    ///
-    /// # Errors
-    /// What the storage answered.
-    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let file = self.temporary.as_file();
         file.write_all_at(bytes, offset).map_err(|error| Error::io(ACTION, &self.name, error))?;
         if self.durable {
@@ -121,13 +110,8 @@ impl Sink {
         Ok(())
     }
 
-    /// Makes the bytes durable, if they are to be, and puts the file in its place.
-    ///
-    /// # Errors
-    /// What the storage answered; the target is then as it was, unless only the last step, making
-    /// the new directory entry durable, failed.
-    pub fn commit(self) -> Result<()> {
-        let Self { name, target, directory, temporary, direct, len, durable } = self;
+    fn commit(self: Box<Self>) -> Result<()> {
+        let Self { name, target, directory, temporary, direct, len, durable } = *self;
         let failed = |error| Error::io(ACTION, &name, error);
         if direct.is_some() {
             // The last page was written whole.

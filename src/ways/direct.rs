@@ -5,7 +5,7 @@
 //! buffer; where it does not, all of it does.
 
 use super::{read::Read, Job, Piece, Reader, PAGE};
-use crate::{plan::SEGMENT_LEN, storage::Source, threads};
+use crate::{plan::SEGMENT_LEN, storage::local::LocalFile, threads};
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// A piece shorter than this is not worth a detour around the page cache.
@@ -17,7 +17,7 @@ pub struct Direct;
 impl Reader for Direct {
     /// Falls back to the page cache where the file system refuses.
     fn read(&self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
-        let Some(file) = job.file.direct() else { return Read.read(job, pieces) };
+        let Some(file) = direct(job) else { return Read.read(job, pieces) };
         threads::for_each(job.num_thread, pieces, job.watch, |piece| {
             let wanted = piece.wanted as u64;
             read_piece(job, &file, piece)?;
@@ -27,11 +27,16 @@ impl Reader for Direct {
     }
 }
 
+/// The file opened past the page cache, where it is one and allows that.
+pub fn direct(job: &Job<'_>) -> Option<File> {
+    job.file.local().and_then(LocalFile::direct)
+}
+
 /// Reads one piece, past the page cache as far as that goes.
 pub fn read_piece(job: &Job<'_>, file: &File, piece: Piece<'_>) -> io::Result<()> {
     let Piece { offset, bytes, wanted } = piece;
     if bytes.len() < MIN_LEN && !is_aligned(&Piece { offset, bytes: &mut *bytes, wanted }) {
-        return job.file.read_exact_at(&mut bytes[..wanted], offset);
+        return job.file.read_exact_at(&mut bytes[..wanted], offset, job.watch);
     }
     if !fits(offset, bytes) {
         return bounce(job, file, &mut bytes[..wanted], offset);
@@ -88,7 +93,7 @@ fn bounce(job: &Job<'_>, file: &File, bytes: &mut [u8], offset: u64) -> io::Resu
         let end = (offset + bytes.len() as u64).next_multiple_of(PAGE).min(start + SEGMENT_LEN);
         let came = pages(file, &mut buffer[..(end - start) as usize], start)?;
         if came <= skipped {
-            return job.file.read_exact_at(&mut bytes[done..], at);
+            return job.file.read_exact_at(&mut bytes[done..], at, job.watch);
         }
         let len = (came - skipped).min(bytes.len() - done);
         bytes[done..done + len].copy_from_slice(&buffer[skipped..skipped + len]);

@@ -16,13 +16,13 @@ use std::{io, ops::Range};
 /// page that is gone raises SIGBUS in whoever reads it. Populating finds that out for a file cut
 /// before or during the load; replacing a checkpoint by renaming, as [`crate::save`] does, never
 /// cuts one that is mapped.
-pub fn map(job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<MmapMut> {
+pub fn map(job: &Job<'_>, file: &LocalFile, ranges: &[Range<u64>]) -> io::Result<MmapMut> {
     let shorter = || io::Error::from(io::ErrorKind::UnexpectedEof);
     // SAFETY: nobody else holds this private mapping, so its bytes change only through the
     // tensors made from it, or, until a page is first touched, if someone writes to the
     // file in place, which shows as other values in a tensor and breaks no invariant here.
     // No swap is reserved for it, so that a file may be larger than the memory.
-    let mapped = unsafe { MmapOptions::new().no_reserve_swap().map_copy(job.file.file()) }?;
+    let mapped = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file.file()) }?;
     if ranges.last().is_some_and(|last| last.end > mapped.len() as u64) {
         return Err(shorter());
     }
@@ -48,7 +48,7 @@ fn reason(job: &Job<'_>, segment: &Range<u64>) -> io::Error {
     let mut page = vec![0; PAGE as usize];
     for offset in segment.clone().step_by(PAGE as usize) {
         let wanted = PAGE.min(segment.end - offset) as usize;
-        if let Err(error) = job.file.read_exact_at(&mut page[..wanted], offset) {
+        if let Err(error) = job.file.read_exact_at(&mut page[..wanted], offset, job.watch) {
             return error;
         }
     }

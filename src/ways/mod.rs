@@ -14,7 +14,7 @@ pub mod map;
 pub mod read;
 pub mod uring;
 
-use crate::{buffers::Buffers, plan, storage::local::LocalFile, watch::Watch};
+use crate::{buffers::Buffers, plan, storage::Source, watch::Watch};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::{io, ops::Range};
 
@@ -71,8 +71,8 @@ impl Way {
     /// [`Stopped`]: crate::watch::Stopped
     pub(crate) fn bring(self, job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<Option<MmapMut>> {
         let Some(last) = ranges.last() else { return Ok(None) };
-        if self == Self::Map {
-            return map::map(job, ranges).map(Some);
+        if let (Self::Map, Some(file)) = (self, job.file.local()) {
+            return map::map(job, file, ranges).map(Some);
         }
         let mut memory = room(last.end, ranges)?;
         let mut rest: &mut [u8] = &mut memory;
@@ -107,7 +107,7 @@ impl Way {
 /// What every way needs to know.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
-    pub file: &'a LocalFile,
+    pub file: &'a dyn Source,
     /// Reads at once, at most.
     pub num_thread: usize,
     /// Bytes of each, at most; a multiple of [`PAGE`].

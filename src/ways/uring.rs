@@ -4,11 +4,10 @@
 //! are those of [`Direct`].
 
 use super::{
-    direct::{is_aligned, Direct},
+    direct::{direct, is_aligned, Direct},
     read::Read,
     Job, Piece, Reader, PAGE,
 };
-use crate::storage::Source;
 use io_uring::{
     opcode, squeue,
     types::{Fd, SubmitArgs, Timespec},
@@ -27,7 +26,7 @@ pub struct Uring;
 
 impl Reader for Uring {
     fn read(&self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
-        let Some(file) = job.file.direct() else { return Read.read(job, pieces) };
+        let Some(file) = direct(job) else { return Read.read(job, pieces) };
         let Some(ring) = ring(job.num_thread) else { return Direct.read(job, pieces) };
         let (aligned, others) = pieces.into_iter().partition(is_aligned);
         Flight::new(job, &file, ring, aligned).land()?;
@@ -168,7 +167,9 @@ impl<'a> Flight<'a> {
         // The end of the file, and what io_uring does not give, comes by an ordinary read.
         if self.error.is_none() && done < piece.wanted {
             let rest = &mut piece.bytes[done..piece.wanted];
-            if let Err(error) = self.job.file.read_exact_at(rest, piece.offset + done as u64) {
+            if let Err(error) =
+                self.job.file.read_exact_at(rest, piece.offset + done as u64, self.job.watch)
+            {
                 return self.fail(error);
             }
         }
