@@ -14,6 +14,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 SOURCES := setup.py pyproject.toml Cargo.toml Cargo.lock build.rs $(wildcard README.md LICENSE) \
 	$(shell find src csrc include cmake) $(shell find python -name '*.py' -o -name py.typed)
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp include/veturboio/*.h tests/cpp/*.h tests/cpp/*.cpp \
+	tests/accelerator/*.h tests/accelerator/*.cpp \
 	examples/cpp/*.cpp)
 PYTHON_FILES = setup.py python tests bench examples fuzz
 

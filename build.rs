@@ -5,9 +5,16 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: [&str; 4] =
-    ["csrc/helper.cpp", "csrc/ops.cpp", "csrc/state_dict.cpp", "csrc/tensor.cpp"];
-const HEADERS: [&str; 4] = ["csrc/error.h", "csrc/helper.h", "csrc/state_dict.h", "csrc/tensor.h"];
+const SOURCES: [&str; 6] = [
+    "csrc/helper.cpp",
+    "csrc/lane.cpp",
+    "csrc/ops.cpp",
+    "csrc/state_dict.cpp",
+    "csrc/targets.cpp",
+    "csrc/tensor.cpp",
+];
+const HEADERS: [&str; 5] =
+    ["csrc/error.h", "csrc/helper.h", "csrc/state_dict.h", "csrc/targets.h", "csrc/tensor.h"];
 
 fn main() {
     for file in SOURCES.iter().chain(&HEADERS) {

@@ -14,6 +14,7 @@
 #include "veturboio/csrc/error.h"
 #include "veturboio/csrc/helper.h"
 #include "veturboio/csrc/state_dict.h"
+#include "veturboio/csrc/targets.h"
 #include "veturboio/csrc/tensor.h"
 #include "veturboio/src/ffi.rs.h"
 
@@ -27,6 +28,9 @@ void raise(const rust::Error& error) {
   if (kind == "not implemented") {
     C10_THROW_ERROR(NotImplementedError, error.what());
   }
+  if (kind == "out of memory") {
+    C10_THROW_ERROR(OutOfMemoryError, error.what());
+  }
   C10_THROW_ERROR(Error, error.what());
 }
 
@@ -35,6 +39,7 @@ namespace {
 using MaybeHelper = std::optional<HelperPtr>;
 using TensorDict = c10::Dict<std::string, at::Tensor>;
 using StringDict = c10::Dict<std::string, std::string>;
+using DeviceDict = c10::Dict<std::string, at::Device>;
 
 // Paths are bytes to the system, whatever their encoding.
 rust::Slice<const std::uint8_t> path(const std::string& file) {
@@ -46,14 +51,11 @@ HelperPtr helper_or_own(const MaybeHelper& helper) {
   return helper.has_value() ? *helper : c10::make_intrusive<IOHelper>(kHelperBytes);
 }
 
-// A load says of a helper what memory it is for, and asks for what there is.
-void check_helper(const std::string& file, const MaybeHelper& helper, const at::Device& device,
-                  bool use_pinmem) {
+// A load says of a helper what memory it is for.
+void check_helper(const std::string& file, const MaybeHelper& helper, bool use_pinmem) {
   if (helper.has_value()) {
     calling([&] { agree((*helper)->buffers(), path(file), use_pinmem); });
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(!use_pinmem || device.is_cpu() || device.is_meta(),
-                              "use_pinmem is not implemented yet");
 }
 
 std::int64_t* counters(const std::optional<at::Tensor>& progress) {
@@ -73,16 +75,36 @@ struct Wanted {
   std::optional<std::string> way;
   std::optional<std::vector<std::string>> names;
   std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices;
+  std::optional<at::Device> map_location = {};
+  std::optional<DeviceDict> devices = {};
+  std::optional<at::ScalarType> dtype = {};
 
-  LoadRequest request(const at::Device& device, bool structured) const {
-    LoadRequest request{.num_thread = num_thread,
-                        .header_only = device.is_meta(),
-                        .structured = structured,
-                        .use_direct_io = use_direct_io,
-                        .way = way.value_or(""),
-                        .some = names.has_value(),
-                        .names = {},
-                        .slices = {}};
+  bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
+
+  LoadRequest request(bool structured) const {
+    LoadRequest request{
+        .num_thread = num_thread,
+        .header_only = is_meta(),
+        .structured = structured,
+        .use_direct_io = use_direct_io,
+        .way = way.value_or(""),
+        .some = names.has_value(),
+        .names = {},
+        .slices = {},
+        .devices = {},
+        .converted = dtype.has_value(),
+        .dtype = static_cast<std::int8_t>(dtype.value_or(at::kFloat)),
+    };
+    if (map_location.has_value() && !is_meta()) {
+      request.devices.push_back(rule("", *map_location));
+    }
+    if (devices.has_value()) {
+      for (const auto& entry : *devices) {
+        TORCH_CHECK_VALUE(!is_meta() && !entry.value().is_meta(),
+                          "the meta device is for all tensors or none");
+        request.devices.push_back(rule(entry.key(), entry.value()));
+      }
+    }
     if (names.has_value()) {
       for (const std::string& name : *names) {
         request.names.push_back(name);
@@ -99,6 +121,11 @@ struct Wanted {
     }
     return request;
   }
+
+ private:
+  static DeviceRule rule(const std::string& name, const at::Device& device) {
+    return {name, static_cast<std::int8_t>(device.type()), device.index()};
+  }
 };
 
 // The load has succeeded: its helper is for this kind of memory from now on.
@@ -108,20 +135,13 @@ void decide(const MaybeHelper& helper, bool use_pinmem) {
   }
 }
 
-// The tensors of a load on their device; they take its region.
-std::vector<at::Tensor> tensors_on(const at::Device& device, Loaded& loaded) {
-  if (device.is_meta()) {
+// The tensors of a load where they are wanted; they take its region.
+std::vector<at::Tensor> tensors_of(const Wanted& wanted, Loaded& loaded, const Targets& targets) {
+  if (wanted.is_meta()) {
     return make_meta_tensors(loaded.tensors, loaded.storages);
   }
-  std::vector<at::Tensor> tensors =
-      std::move(*make_tensors(loaded.tensors, loaded.storages, std::move(loaded.region)));
-  if (!device.is_cpu()) {
-    for (at::Tensor& tensor : tensors) {
-      const bool requires_grad = tensor.requires_grad();
-      tensor = tensor.detach().to(device).set_requires_grad(requires_grad);
-    }
-  }
-  return tensors;
+  return std::move(
+      *make_tensors(loaded.tensors, loaded.storages, std::move(loaded.region), targets));
 }
 
 TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
@@ -135,22 +155,25 @@ TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
 
 // Fills the caller's tensors: the core those in host memory, torch what it leaves.
 void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDict& targets,
-                  const IOHelper& helper, std::int64_t* progress) {
+                  bool use_pinmem, const IOHelper& helper, std::int64_t* progress) {
   StateDict tensors;
   for (const auto& entry : targets) {
     const at::Tensor tensor = entry.value();
     tensors.push(entry.key(), &tensor);
   }
-  const LoadRequest request = wanted.request(at::kCPU, /*structured=*/false);
-  const rust::Vec<std::size_t> left =
-      calling([&] { return fill(path(file), request, tensors, helper.buffers(), progress); });
+  const LoadRequest request = wanted.request(/*structured=*/false);
+  Targets devices(use_pinmem, /*one_allocation=*/false);
+  devices.fill(tensors);
+  const rust::Vec<std::size_t> left = calling(
+      [&] { return fill(path(file), request, tensors, devices, helper.buffers(), progress); });
   if (left.empty()) {
     return;
   }
   const at::NoGradGuard no_grad;
-  Loaded loaded =
-      calling([&] { return load(path(file), request, helper.buffers(), /*progress=*/nullptr); });
-  const TensorDict sources = named(loaded, tensors_on(at::kCPU, loaded));
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
+  Loaded loaded = calling(
+      [&] { return load(path(file), request, none, helper.buffers(), /*progress=*/nullptr); });
+  const TensorDict sources = named(loaded, tensors_of(wanted, loaded, none));
   for (const std::size_t index : left) {
     const auto& [name, target] = tensors.at(index);
     const at::Tensor source = sources.at(name).reshape({-1});
@@ -159,11 +182,12 @@ void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDic
 }
 
 // A load that keeps what passes through host memory in the caller's helper.
-Loaded load_through(const std::string& file, const LoadRequest& request, bool use_pinmem,
-                    const MaybeHelper& helper, const std::optional<at::Tensor>& progress) {
+Loaded load_through(const std::string& file, const LoadRequest& request, const Targets& targets,
+                    bool use_pinmem, const MaybeHelper& helper,
+                    const std::optional<at::Tensor>& progress) {
   const HelperPtr lender = helper_or_own(helper);
-  Loaded loaded =
-      calling([&] { return load(path(file), request, lender->buffers(), counters(progress)); });
+  Loaded loaded = calling(
+      [&] { return load(path(file), request, targets, lender->buffers(), counters(progress)); });
   decide(helper, use_pinmem);
   return loaded;
 }
@@ -174,22 +198,24 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    const MaybeHelper& helper, std::optional<std::string> way,
                    std::optional<std::vector<std::string>> names,
                    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
-                   const std::optional<at::Tensor>& progress) {
-  const at::Device device = map_location.value_or(at::kCPU);
-  check_helper(file, helper, device, use_pinmem);
-  const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
-                      std::move(slices)};
+                   const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
+                   std::optional<at::ScalarType> dtype, bool one_allocation) {
+  check_helper(file, helper, use_pinmem);
   if (state_dict.has_value()) {
-    TORCH_CHECK_VALUE(!wanted.names.has_value() && !wanted.slices.has_value(),
-                      "state_dict cannot be combined with names or slices");
+    TORCH_CHECK_VALUE(!names.has_value() && !slices.has_value() && !dtype.has_value(),
+                      "state_dict cannot be combined with names, slices or dtype");
+    const Wanted wanted{num_thread, use_direct_io, std::move(way), {}, {}};
     const HelperPtr lender = helper_or_own(helper);
-    fill_tensors(file, wanted, *state_dict, *lender, counters(progress));
+    fill_tensors(file, wanted, *state_dict, use_pinmem, *lender, counters(progress));
     decide(helper, use_pinmem);
     return *state_dict;
   }
-  const LoadRequest request = wanted.request(device, /*structured=*/false);
-  Loaded loaded = load_through(file, request, use_pinmem, helper, progress);
-  return named(loaded, tensors_on(device, loaded));
+  const Wanted wanted{num_thread,        use_direct_io, std::move(way),     std::move(names),
+                      std::move(slices), map_location,  std::move(devices), dtype};
+  const LoadRequest request = wanted.request(/*structured=*/false);
+  const Targets targets(use_pinmem, one_allocation);
+  Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
+  return named(loaded, tensors_of(wanted, loaded, targets));
 }
 
 std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
@@ -197,14 +223,15 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     bool use_direct_io, bool use_pinmem, const MaybeHelper& helper, std::optional<std::string> way,
     std::optional<std::vector<std::string>> names,
     std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
-    const std::optional<at::Tensor>& progress) {
-  const at::Device device = map_location.value_or(at::kCPU);
-  check_helper(file, helper, device, use_pinmem);
-  const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
-                      std::move(slices)};
-  const LoadRequest request = wanted.request(device, /*structured=*/true);
-  Loaded loaded = load_through(file, request, use_pinmem, helper, progress);
-  std::vector<at::Tensor> tensors = tensors_on(device, loaded);
+    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
+    std::optional<at::ScalarType> dtype, bool one_allocation) {
+  check_helper(file, helper, use_pinmem);
+  const Wanted wanted{num_thread,        use_direct_io, std::move(way),     std::move(names),
+                      std::move(slices), map_location,  std::move(devices), dtype};
+  const LoadRequest request = wanted.request(/*structured=*/true);
+  const Targets targets(use_pinmem, one_allocation);
+  Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
+  std::vector<at::Tensor> tensors = tensors_of(wanted, loaded, targets);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {
     tensors.clear();
@@ -217,10 +244,11 @@ void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_
   TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
                     "bytes must be a contiguous uint8 tensor on the CPU");
   const Wanted wanted{num_thread, use_direct_io, {}, {}, {}};
-  const LoadRequest request = wanted.request(at::kCPU, /*structured=*/true);
+  const LoadRequest request = wanted.request(/*structured=*/true);
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   const HelperPtr lender = helper_or_own(helper);
   const rust::Slice<std::uint8_t> memory(bytes.mutable_data_ptr<std::uint8_t>(), bytes.numel());
-  calling([&] { fill_bytes(path(file), request, memory, lender->buffers()); });
+  calling([&] { fill_bytes(path(file), request, memory, none, lender->buffers()); });
 }
 
 std::string explain_op(const std::string& file, std::int64_t num_thread, bool use_direct_io,
@@ -229,8 +257,9 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
                        std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices) {
   const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
                       std::move(slices)};
-  const LoadRequest request = wanted.request(at::kCPU, /*structured=*/false);
-  return std::string(calling([&] { return explain(path(file), request); }));
+  const LoadRequest request = wanted.request(/*structured=*/false);
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
+  return std::string(calling([&] { return explain(path(file), request, none); }));
 }
 
 void save_op(const TensorDict& state_dict, const std::string& file,
@@ -313,12 +342,16 @@ TORCH_LIBRARY(veturboio, m) {
   // device. `helper`: keeps the memory that a load needs beside its tensors. `way`: auto (or the
   // variable VETURBOIO_WAY), map, read, direct or uring. `names`: the tensors wanted. `slices`: of
   // some tensors, dimension, start and stop for each cut; what is not wanted is not read.
-  // `progress`: as for save.
+  // `progress`: as for save. `devices`: devices by name, or by what names begin with up to a dot;
+  // the longest decides, `map_location` for those that none names. `dtype`: what tensors of
+  // floating point are converted to. `one_allocation`: one piece of memory for all tensors on a
+  // device.
   define(m,
          "load(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
-         "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None) "
+         "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
+         "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False) "
          "-> Dict(str, Tensor)",
          &load_op);
 
@@ -328,7 +361,8 @@ TORCH_LIBRARY(veturboio, m) {
          "_load_values(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
-         "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None) -> "
+         "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
+         "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False) -> "
          "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
          &load_values_op);
 

@@ -1,10 +1,14 @@
 #include "veturboio/csrc/tensor.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
+#include <c10/util/strides.h>
 
+#include "veturboio/csrc/targets.h"
 #include "veturboio/src/ffi.rs.h"
 
 namespace veturboio::core {
@@ -72,7 +76,20 @@ c10::DataPtr bytes_of(const StorageSpec& spec, const c10::intrusive_ptr<Owner>& 
   return c10::DataPtr(bytes, reference.release(), &release, c10::Device(c10::kCPU));
 }
 
-at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage, c10::DispatchKey key) {
+// A tensor of a device is made by the device, whose implementation it may need.
+at::Tensor view_of(const TensorSpec& spec, c10::Storage storage) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const at::TensorOptions options(storage.device());
+  const at::Tensor tensor = at::empty({0}, options.dtype(scalar_type(spec)));
+  const at::IntArrayRef sizes = ints(spec.shape);
+  const c10::DimVector dense = c10::contiguous_strides(sizes);
+  const bool has_strides = spec.strides.size() == spec.shape.size();
+  return tensor.set_(std::move(storage), spec.offset, sizes,
+                     has_strides ? ints(spec.strides) : at::IntArrayRef(dense));
+}
+
+at::Tensor plain(const TensorSpec& spec, c10::Storage storage) {
+  const auto key = storage.device().is_cpu() ? c10::DispatchKey::CPU : c10::DispatchKey::Meta;
   at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
       std::move(storage), c10::DispatchKeySet(key), c10::scalarTypeToTypeMeta(scalar_type(spec)));
   c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
@@ -82,6 +99,13 @@ at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage, c10::Dispat
     impl->set_sizes_and_strides(ints(spec.shape), ints(spec.strides));
   }
   impl->set_storage_offset(spec.offset);
+  return tensor;
+}
+
+at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage) {
+  const c10::Device device = storage.device();
+  at::Tensor tensor = device.is_cpu() || device.is_meta() ? plain(spec, std::move(storage))
+                                                          : view_of(spec, std::move(storage));
   if (spec.settle) {
     tensor = tensor.clone(at::MemoryFormat::Contiguous);
   }
@@ -92,11 +116,11 @@ at::Tensor make_tensor(const TensorSpec& spec, c10::Storage storage, c10::Dispat
 }
 
 std::vector<at::Tensor> make_all(const rust::Vec<TensorSpec>& specs,
-                                 const std::vector<c10::Storage>& storages, c10::DispatchKey key) {
+                                 const std::vector<c10::Storage>& storages) {
   std::vector<at::Tensor> tensors;
   tensors.reserve(specs.size());
   for (const TensorSpec& spec : specs) {
-    tensors.push_back(make_tensor(spec, storages.at(spec.storage), key));
+    tensors.push_back(make_tensor(spec, storages.at(spec.storage)));
   }
   return tensors;
 }
@@ -105,14 +129,16 @@ std::vector<at::Tensor> make_all(const rust::Vec<TensorSpec>& specs,
 
 std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec>& specs,
                                                       const rust::Vec<StorageSpec>& storages,
-                                                      rust::Box<Region> region) {
+                                                      rust::Box<Region> region,
+                                                      const Targets& targets) {
   const auto owner = c10::make_intrusive<Owner>(std::move(region));
   std::vector<c10::Storage> made;
   made.reserve(storages.size());
   for (const StorageSpec& spec : storages) {
-    made.push_back(make_storage(spec, bytes_of(spec, owner)));
+    made.push_back(spec.target < 0 ? make_storage(spec, bytes_of(spec, owner))
+                                   : targets.storage(static_cast<std::size_t>(spec.target)));
   }
-  return std::make_unique<std::vector<at::Tensor>>(make_all(specs, made, c10::DispatchKey::CPU));
+  return std::make_unique<std::vector<at::Tensor>>(make_all(specs, made));
 }
 
 std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs,
@@ -122,7 +148,7 @@ std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs,
   for (const StorageSpec& spec : storages) {
     made.push_back(make_storage(spec, c10::DataPtr(nullptr, c10::Device(c10::kMeta))));
   }
-  return make_all(specs, made, c10::DispatchKey::Meta);
+  return make_all(specs, made);
 }
 
 rust::String scalar_type_name(std::int8_t scalar_type) {

@@ -12,13 +12,15 @@
 namespace veturboio::core {
 
 class Region;
+class Targets;
 struct StorageSpec;
 struct TensorSpec;
 
-// CPU tensors over `region`, which goes when the last of them goes.
+// Tensors over `region`, which goes when the last of them goes, and over the storages of `targets`.
 std::unique_ptr<std::vector<at::Tensor>> make_tensors(const rust::Vec<TensorSpec>& specs,
                                                       const rust::Vec<StorageSpec>& storages,
-                                                      rust::Box<Region> region);
+                                                      rust::Box<Region> region,
+                                                      const Targets& targets);
 
 // Tensors on the meta device: shapes and dtypes, no bytes.
 std::vector<at::Tensor> make_meta_tensors(const rust::Vec<TensorSpec>& specs,

@@ -5,32 +5,152 @@
 //! they are wanted. Each load or save has [`Buffers`] of its own unless the caller keeps some
 //! from one to the next, which saves the system from giving and taking the memory each time.
 
-use crate::plan::SEGMENT_LEN;
+use crate::{
+    plan::SEGMENT_LEN,
+    targets::{HostMemory, Pending},
+    watch::Watch,
+};
 use memmap2::MmapMut;
 use std::{
-    io,
+    collections::VecDeque,
+    fmt, io,
     ops::{Deref, DerefMut},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// What callers keep at most unless they say otherwise, in bytes.
 pub const DEFAULT_CAPACITY: u64 = 256 << 20;
+
+/// How long somebody who waits for a buffer sleeps before he looks up.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Buffers of [`SEGMENT_LEN`] bytes that start at a page.
 #[derive(Debug)]
 pub struct Buffers {
     capacity: u64,
     state: Mutex<State>,
+    /// A buffer came back.
+    returned: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    free: Vec<MmapMut>,
-    /// Buffers there are, lent ones too.
-    count: u64,
+    /// What came back first stands first.
+    free: VecDeque<Segment>,
+    /// Buffers there are, lent ones too, with the kind of device whose memory they are.
+    counts: Vec<(Option<i8>, u64)>,
     /// Whether loads want page-locked memory; nobody has said yet if `None`.
     pinned: Option<bool>,
     closed: bool,
+}
+
+impl State {
+    fn count(&mut self, kind: Option<i8>) -> &mut u64 {
+        let at = self.counts.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+            self.counts.push((kind, 0));
+            self.counts.len() - 1
+        });
+        &mut self.counts[at].1
+    }
+
+    fn total(&self) -> u64 {
+        self.counts.iter().map(|(_, count)| count).sum()
+    }
+
+    fn take(&mut self, kind: Option<i8>) -> Option<Segment> {
+        let at = self.free.iter().position(|segment| segment.kind == kind)?;
+        self.free.remove(at)
+    }
+
+    /// Takes out what is of another kind, if there is no room for one more.
+    fn make_room(&mut self, kind: Option<i8>, capacity: u64) -> Vec<Segment> {
+        let mut gone = Vec::new();
+        while (self.total() + 1) * SEGMENT_LEN > capacity {
+            let Some(at) = self.free.iter().position(|segment| segment.kind != kind) else { break };
+            gone.extend(self.free.remove(at));
+        }
+        for segment in &gone {
+            *self.count(segment.kind) -= 1;
+        }
+        gone
+    }
+}
+
+enum Memory {
+    Pages(MmapMut),
+    Host(Box<dyn HostMemory>),
+}
+
+/// The memory of a buffer, and what a device may still be copying from it or to it.
+struct Segment {
+    kind: Option<i8>,
+    memory: Memory,
+    pending: Option<Box<dyn Pending>>,
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Segment {
+    fn wait(&mut self) -> io::Result<()> {
+        self.pending.take().map_or(Ok(()), |pending| pending.wait()).map_err(io::Error::other)
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // No device may find its memory gone. What went wrong is told by whoever waits for all.
+        let _ = self.wait();
+    }
+}
+
+/// Where a load takes buffers from that a device copies from.
+pub struct Ring<'a> {
+    pub buffers: &'a Buffers,
+    /// The kind of device whose host memory it is; ordinary memory if `None`.
+    pub kind: Option<i8>,
+    /// How many there are to be, at most.
+    pub limit: u64,
+    pub allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
+}
+
+impl<'a> Ring<'a> {
+    /// Lends a buffer: a new one while there are fewer than there are to be, so that a load
+    /// needs as many whatever its threads make of it, and otherwise the one that came back first, as
+    /// soon as no device needs it any more.
+    ///
+    /// # Errors
+    /// There is no memory, a device failed, or the caller wants to stop.
+    pub fn lend(&self, watch: &Watch<'_>) -> io::Result<Buffer<'a>> {
+        let home = self.buffers;
+        let mut state = home.state();
+        loop {
+            if *state.count(self.kind) < self.limit {
+                let gone = state.make_room(self.kind, home.capacity);
+                *state.count(self.kind) += 1;
+                drop(state);
+                drop(gone);
+                let made = home.make(self.kind, self.allocate)?;
+                return Ok(Buffer { segment: Some(made), home });
+            }
+            if let Some(mut segment) = state.take(self.kind) {
+                drop(state);
+                let waited = segment.wait();
+                let buffer = Buffer { segment: Some(segment), home };
+                return waited.map(|()| buffer);
+            }
+            state = home
+                .returned
+                .wait_timeout(state, PATIENCE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            watch.check()?;
+        }
+    }
 }
 
 impl Buffers {
@@ -38,35 +158,63 @@ impl Buffers {
     /// system at once.
     #[must_use]
     pub fn new(capacity: u64) -> Self {
-        Self { capacity, state: Mutex::default() }
+        Self { capacity, state: Mutex::default(), returned: Condvar::new() }
     }
 
-    /// Lends a buffer, whose content is left from its last use.
+    /// Lends a buffer of ordinary memory, whose content is left from its last use.
     ///
     /// # Errors
     /// The system has no memory to give.
     pub fn lend(&self) -> io::Result<Buffer<'_>> {
-        let free = self.state().free.pop();
-        let memory = if let Some(memory) = free {
-            memory
+        let mut state = self.state();
+        let segment = if let Some(mut segment) = state.take(None) {
+            drop(state);
+            segment.wait()?;
+            segment
         } else {
-            let memory = MmapMut::map_anon(SEGMENT_LEN as usize)?;
-            self.state().count += 1;
-            memory
+            *state.count(None) += 1;
+            drop(state);
+            self.make(None, &|_| Err(io::ErrorKind::Unsupported.into()))?
         };
-        Ok(Buffer { memory: Some(memory), home: self })
+        Ok(Buffer { segment: Some(segment), home: self })
+    }
+
+    /// Makes a buffer that is counted already.
+    fn make(
+        &self,
+        kind: Option<i8>,
+        allocate: &dyn Fn(u64) -> io::Result<Box<dyn HostMemory>>,
+    ) -> io::Result<Segment> {
+        let made = match kind {
+            None => MmapMut::map_anon(SEGMENT_LEN as usize).map(Memory::Pages),
+            Some(_) => allocate(SEGMENT_LEN).map(Memory::Host),
+        };
+        match made {
+            Ok(memory) => Ok(Segment { kind, memory, pending: None }),
+            Err(error) => {
+                *self.state().count(kind) -= 1;
+                self.returned.notify_all();
+                Err(error)
+            }
+        }
     }
 
     /// Bytes that are held, lent ones too.
     #[must_use]
     pub fn held(&self) -> u64 {
-        self.state().count * SEGMENT_LEN
+        self.state().total() * SEGMENT_LEN
     }
 
     /// Bytes that are kept at most.
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// How many buffers a load may have that would like `wanted`.
+    #[must_use]
+    pub fn room_for(&self, wanted: u64) -> u64 {
+        wanted.min(self.capacity / SEGMENT_LEN).max(1)
     }
 
     /// Whether a load may want page-locked memory, or none: memory of one kind cannot serve the
@@ -84,8 +232,10 @@ impl Buffers {
     /// Gives all memory back and keeps none from now on. Whoever has a buffer may finish with it.
     pub fn close(&self) {
         let mut state = self.state();
-        state.count -= state.free.len() as u64;
         let free = std::mem::take(&mut state.free);
+        for segment in &free {
+            *state.count(segment.kind) -= 1;
+        }
         state.pinned = None;
         state.closed = true;
         drop(state);
@@ -107,33 +257,57 @@ impl Default for Buffers {
 /// A buffer on loan; it goes back when it is dropped.
 #[derive(Debug)]
 pub struct Buffer<'a> {
-    memory: Option<MmapMut>,
+    segment: Option<Segment>,
     home: &'a Buffers,
+}
+
+impl Buffer<'_> {
+    /// Gives the buffer back although a device still needs what is in it: whoever gets it next waits
+    /// for that.
+    pub fn leave(mut self, pending: Option<Box<dyn Pending>>) {
+        if let Some(segment) = &mut self.segment {
+            segment.pending = pending;
+        }
+    }
 }
 
 impl Deref for Buffer<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.memory.as_deref().unwrap_or_default()
+        match self.segment.as_ref().map(|segment| &segment.memory) {
+            Some(Memory::Pages(memory)) => memory,
+            Some(Memory::Host(memory)) => memory,
+            None => &[],
+        }
     }
 }
 
 impl DerefMut for Buffer<'_> {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.memory.as_deref_mut().unwrap_or_default()
+        match self.segment.as_mut().map(|segment| &mut segment.memory) {
+            Some(Memory::Pages(memory)) => memory,
+            Some(Memory::Host(memory)) => memory,
+            None => &mut [],
+        }
     }
 }
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        let Some(memory) = self.memory.take() else { return };
+        let Some(segment) = self.segment.take() else { return };
         let mut state = self.home.state();
-        if state.closed || state.count * SEGMENT_LEN > self.home.capacity {
-            state.count -= 1;
+        let gone = if state.closed || state.total() * SEGMENT_LEN > self.home.capacity {
+            *state.count(segment.kind) -= 1;
+            Some(segment)
         } else {
-            state.free.push(memory);
-        }
+            state.free.push_back(segment);
+            None
+        };
+        drop(state);
+        self.home.returned.notify_all();
+        // What a device still needs is waited for without the lock.
+        drop(gone);
     }
 }
 

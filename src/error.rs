@@ -27,6 +27,10 @@ pub enum Kind {
     NotImplemented,
     /// The caller's arguments cannot be honoured.
     InvalidArgument,
+    /// A device has no memory left for a tensor.
+    OutOfMemory,
+    /// A device failed, or is not there.
+    Device,
     /// The caller stopped it.
     Interrupted,
     /// A bug of this library, caught before it could do harm.
@@ -41,6 +45,8 @@ impl Kind {
             Self::Unsupported => "unsupported",
             Self::NotImplemented => "not implemented",
             Self::InvalidArgument => "invalid argument",
+            Self::OutOfMemory => "out of memory",
+            Self::Device => "device",
             Self::Interrupted => "interrupted",
             Self::Internal => "internal",
         }
@@ -104,6 +110,14 @@ impl Error {
     pub(crate) fn not_implemented(action: &'static str, file: &Path, what: &str) -> Self {
         let cause = anyhow::Error::msg(format!("{what} is not implemented yet"));
         Self::new(Kind::NotImplemented, action, file, cause)
+    }
+
+    pub(crate) fn out_of_memory(file: &Path, reason: String) -> Self {
+        Self::new(Kind::OutOfMemory, "load", file, anyhow::anyhow!(reason))
+    }
+
+    pub(crate) fn device(file: &Path, cause: anyhow::Error) -> Self {
+        Self::new(Kind::Device, "load", file, cause)
     }
 
     pub(crate) fn internal(action: &'static str, file: &Path, cause: anyhow::Error) -> Self {

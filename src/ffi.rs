@@ -15,12 +15,13 @@ use crate::{
     save::SaveOptions,
     watch::Watch,
 };
-use convert::{threads, wanted};
+use convert::{threads, Wanted};
 use failure::{border, failure_kind, take_failure};
 use interrupts::{ask_for_interrupts, asked, watch};
 use std::path::Path;
 
 mod convert;
+mod devices;
 mod failure;
 mod interrupts;
 
@@ -39,6 +40,42 @@ pub(crate) mod bridge {
         some: bool,
         names: Vec<String>,
         slices: Vec<SliceSpec>,
+        /// Where tensors are wanted: the rule without a name is for what no other names.
+        devices: Vec<DeviceRule>,
+        /// Whether tensors of floating point are to have `dtype`, a `c10::ScalarType`.
+        converted: bool,
+        dtype: i8,
+    }
+
+    /// The device of a name, or of all names that begin with it and a dot.
+    struct DeviceRule {
+        name: String,
+        kind: i8,
+        index: i8,
+    }
+
+    /// A storage to be filled on a device; `byte_len` counts what the file has.
+    struct TargetSpec {
+        kind: i8,
+        index: i8,
+        byte_len: u64,
+        from_type: i8,
+        to_type: i8,
+    }
+
+    /// What became of a storage's memory; no reason if it is there.
+    struct Allocation {
+        out_of_memory: bool,
+        reason: String,
+    }
+
+    /// Bytes at offset `at` of a segment that go to offset `to` of a target, which counts as the file
+    /// does.
+    struct PartSpec {
+        target: usize,
+        at: u64,
+        to: u64,
+        len: u64,
     }
 
     /// What is wanted of a tensor: dimension, start and stop of each cut.
@@ -47,8 +84,10 @@ pub(crate) mod bridge {
         cuts: Vec<i64>,
     }
 
-    /// Bytes of a load: `offset` counts in the map, or in the copies if `copied`.
+    /// Bytes of a load: `offset` counts in the map, or in the copies if `copied`; or those of a target,
+    /// if that is not -1.
     struct StorageSpec {
+        target: i64,
         copied: bool,
         offset: u64,
         byte_len: u64,
@@ -137,6 +176,7 @@ pub(crate) mod bridge {
         unsafe fn load(
             file: &[u8],
             request: &LoadRequest,
+            targets: &Targets,
             buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<Loaded>;
@@ -146,7 +186,8 @@ pub(crate) mod bridge {
         unsafe fn fill(
             file: &[u8],
             request: &LoadRequest,
-            targets: &StateDict,
+            tensors: &StateDict,
+            targets: &Targets,
             buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<Vec<usize>>;
@@ -155,10 +196,11 @@ pub(crate) mod bridge {
             file: &[u8],
             request: &LoadRequest,
             bytes: &mut [u8],
+            targets: &Targets,
             buffers: &Buffers,
         ) -> Result<()>;
         /// Says in a sentence which way a load would take, and why.
-        fn explain(file: &[u8], request: &LoadRequest) -> Result<String>;
+        fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String>;
         fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
         /// # Safety
         /// `progress` is null or points to two aligned integers that outlive the call.
@@ -191,6 +233,7 @@ pub(crate) mod bridge {
     unsafe extern "C++" {
         include!("veturboio/csrc/error.h");
         include!("veturboio/csrc/state_dict.h");
+        include!("veturboio/csrc/targets.h");
         include!("veturboio/csrc/tensor.h");
 
         #[namespace = "at"]
@@ -201,8 +244,33 @@ pub(crate) mod bridge {
             specs: &Vec<TensorSpec>,
             storages: &Vec<StorageSpec>,
             region: Box<Region>,
+            targets: &Targets,
         ) -> Result<UniquePtr<CxxVector<Tensor>>>;
         fn scalar_type_name(scalar_type: i8) -> String;
+
+        /// Storages on devices. Every function may be called from any thread.
+        type Targets;
+
+        fn new_targets(use_pinmem: bool, one_allocation: bool) -> UniquePtr<Targets>;
+        fn add(self: &Targets, spec: &TargetSpec) -> Result<()>;
+        fn adopt(self: &Targets, tensor: usize) -> Result<bool>;
+        fn allocate(self: &Targets, index: usize) -> Result<Allocation>;
+        /// The kind of device whose host memory is to be used; -1 for ordinary memory.
+        fn pinned_kind(self: &Targets) -> Result<i8>;
+        fn host_memory(self: &Targets, len: usize) -> Result<UniquePtr<HostBytes>>;
+        fn begin(self: &Targets) -> Result<()>;
+        /// Null if the segment is not needed any more.
+        fn copy(self: &Targets, segment: &[u8], parts: &[PartSpec]) -> Result<UniquePtr<Copies>>;
+        fn finish(self: &Targets) -> Result<()>;
+        fn abandon(self: &Targets);
+
+        /// Host memory that a device reaches.
+        type HostBytes;
+        fn data(self: &HostBytes) -> *mut u8;
+
+        /// Copies that are under way.
+        type Copies;
+        fn wait(self: &Copies) -> Result<()>;
 
         /// Named tensors to be saved.
         type StateDict;
@@ -224,7 +292,7 @@ pub(crate) mod bridge {
 }
 
 use crate::{fill as filling, load as loading};
-use bridge::{LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageSpec};
+use bridge::{LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageSpec, Targets};
 
 type Region = memory::Region;
 type Buffers = buffers::Buffers;
@@ -232,28 +300,31 @@ type Buffers = buffers::Buffers;
 unsafe fn load(
     file: &[u8],
     request: &LoadRequest,
+    targets: &Targets,
     buffers: &Buffers,
     progress: *mut i64,
 ) -> Result<Loaded> {
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("load", file, |path| {
-        let request = wanted(path, request, buffers, &watch)?;
-        loading::load(path, &request).map(Loaded::from)
+        let request = Wanted::of(path, request)?;
+        loading::load(path, &request.with(targets, buffers, &watch)).map(Loaded::from)
     })
 }
 
 unsafe fn fill(
     file: &[u8],
     request: &LoadRequest,
-    targets: &StateDict,
+    tensors: &StateDict,
+    targets: &Targets,
     buffers: &Buffers,
     progress: *mut i64,
 ) -> Result<Vec<usize>> {
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("load", file, |path| {
-        filling::fill(path, &wanted(path, request, buffers, &watch)?, targets)
+        let request = Wanted::of(path, request)?;
+        filling::fill(path, &request.with(targets, buffers, &watch), tensors)
     })
 }
 
@@ -261,17 +332,22 @@ fn fill_bytes(
     file: &[u8],
     request: &LoadRequest,
     bytes: &mut [u8],
+    targets: &Targets,
     buffers: &Buffers,
 ) -> Result<()> {
     let watch = Watch::new(None, asked());
     border("load", file, |path| {
-        filling::fill_bytes(path, &wanted(path, request, buffers, &watch)?, bytes)
+        let request = Wanted::of(path, request)?;
+        filling::fill_bytes(path, &request.with(targets, buffers, &watch), bytes)
     })
 }
 
-fn explain(file: &[u8], request: &LoadRequest) -> Result<String> {
+fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String> {
     let (buffers, watch) = (Buffers::default(), Watch::default());
-    border("load", file, |path| loading::explain(path, &wanted(path, request, &buffers, &watch)?))
+    border("load", file, |path| {
+        let request = Wanted::of(path, request)?;
+        loading::explain(path, &request.with(targets, &buffers, &watch))
+    })
 }
 
 fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
@@ -323,7 +399,7 @@ fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()> {
 }
 
 fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {
-    let &StorageSpec { copied, offset, byte_len } = storage;
+    let &StorageSpec { copied, offset, byte_len, .. } = storage;
     let place = if copied { Place::Copied(offset) } else { Place::Mapped(offset) };
     let address = region.address(place, byte_len).ok_or_else(|| {
         let cause = anyhow::anyhow!("{byte_len} bytes at {place:?} are in no region");

@@ -6,8 +6,11 @@ use crate::{
     error::{Error, Result},
     format::shown,
     load::{self, chosen, describe, Described},
+    pipeline,
+    placement::{Parcel, Spread},
     plan::{self, Place, Plan},
     share,
+    slice::Runs,
     storage::Source,
     tensors::{StateDict, Tensor},
     ways::{Job, Piece},
@@ -40,17 +43,19 @@ pub(crate) fn fill(
     let choice = chosen(&*file, &plan, again, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
+    let mut away = Spread::default();
     for (target, source) in pairs.into_iter().enumerate() {
         if twins.contains(&target) || views[target].byte_len == 0 {
             continue;
         }
         let tensor = &plan.tensors[source];
         let at = in_file(&plan, tensor);
-        let memory =
-            targets.writable(target).map_err(|error| failed(path, &views[target], error))?;
+        let view = &views[target];
+        let refused = |error| failed(path, view, error);
+        let memory = targets.writable(target).map_err(refused)?;
         match (at, memory) {
             (Some(at), Some(memory)) => {
-                let len = byte_len(tensor, &views[target]) as usize;
+                let len = byte_len(tensor, view) as usize;
                 // SAFETY: `writable` vouches for a contiguous tensor, of at least this many bytes
                 // (`matched`), which the StateDict keeps alive; no two overlap
                 // (`refuse_overlaps`, twins left out). That nobody else uses them meanwhile is the
@@ -59,10 +64,16 @@ pub(crate) fn fill(
                 let bytes = unsafe { std::slice::from_raw_parts_mut(memory, len) };
                 pieces.extend(Piece::cut(at, bytes, choice.segment_len));
             }
+            (Some(at), None) if request.targets.adopt(target).map_err(refused)? => {
+                let range = at..at + byte_len(tensor, view);
+                let index = away.names.len();
+                away.parcels.push(Parcel::raw(Runs::one(range), view.scalar_type, index));
+                away.names.push((view.name.clone(), index));
+            }
             _ => left.push(target),
         }
     }
-    read(&*file, &choice, request, pieces)?;
+    read(&*file, &choice, request, pieces, &away)?;
     Ok(left)
 }
 
@@ -74,29 +85,36 @@ pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [
         return Err(Error::argument(ACTION, path, reason));
     }
     let choice = chosen(&*file, &plan, again, request);
-    read(&*file, &choice, request, Piece::cut(0, bytes, choice.segment_len).collect())
+    let pieces = Piece::cut(0, bytes, choice.segment_len).collect();
+    read(&*file, &choice, request, pieces, &Spread::default())
 }
 
 fn described(path: &Path, request: &load::Request<'_>, structured: bool) -> Result<Described> {
     if request.wish.num_thread == 0 {
         return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
     }
-    describe(path, structured, request.watch)
+    describe(path, structured, false, request.watch)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
-/// where a load would map.
+/// where a load would map. What is away is on devices.
 fn read(
     file: &dyn Source,
     choice: &Choice,
     request: &load::Request<'_>,
     pieces: Vec<Piece<'_>>,
+    away: &Spread,
 ) -> Result<()> {
     let &load::Request { buffers, watch, .. } = request;
     let &Choice { way, num_thread, segment_len, .. } = choice;
     let job = Job { file, num_thread, segment_len, buffers, watch };
-    watch.begin(pieces.iter().map(|piece| piece.wanted as u64).sum());
+    let here: u64 = pieces.iter().map(|piece| piece.wanted as u64).sum();
+    watch.begin(here + away.byte_len());
     way.read(&job, pieces).map_err(|error| load::failed(file, error))?;
+    if !away.parcels.is_empty() {
+        pipeline::run(&job, way, &away.parcels, request.targets)
+            .map_err(|refused| load::refused_by_device(file, away, refused))?;
+    }
     watch.finish();
     Ok(())
 }

@@ -9,13 +9,17 @@ use crate::{
     format::{
         alias,
         archive::{is_pytorch, Archive},
+        dtype::is_floating,
         safetensors::{Header, TensorInfo, LENGTH_BYTES},
-        Unreadable,
+        Malformed, Unreadable,
     },
     memory::Region,
-    plan::{Plan, Storage, Tensor},
+    pipeline,
+    placement::{spread, Home, Placement, Spread},
+    plan::{Plan, Tensor},
     select::{select, Selection},
     storage::{self, Source},
+    targets::Targets,
     watch::Watch,
     ways::{uring, Job, Way},
 };
@@ -28,7 +32,7 @@ pub const DEFAULT_NUM_THREAD: usize = 32;
 const PREFIX_LEN: u64 = 64 << 10;
 
 /// What is to be loaded, and how.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Request<'a> {
     pub wish: Wish,
     pub selection: Selection,
@@ -36,6 +40,10 @@ pub(crate) struct Request<'a> {
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
     pub structured: bool,
+    /// Where the tensors are wanted.
+    pub placement: &'a Placement,
+    /// Devices, if some are wanted there.
+    pub targets: &'a dyn Targets,
     pub buffers: &'a Buffers,
     pub watch: &'a Watch<'a>,
 }
@@ -43,7 +51,7 @@ pub(crate) struct Request<'a> {
 /// A loaded file: what its tensors are, and the memory they lie in.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    pub storages: Vec<Storage>,
+    pub storages: Vec<Home>,
     pub tensors: Vec<Tensor>,
     /// Which tensor each name stands for; aliases stand for the same.
     pub names: Vec<(String, usize)>,
@@ -103,8 +111,14 @@ pub(crate) struct Described {
     pub structure: Option<String>,
 }
 
-/// Opens `path` and reads what it holds, without its tensors.
-pub(crate) fn describe(path: &Path, structured: bool, watch: &Watch<'_>) -> Result<Described> {
+/// Opens `path` and reads what it holds, without its tensors. Values that are `structured` need no
+/// names, unless they are to be `named` as far as that goes.
+pub(crate) fn describe(
+    path: &Path,
+    structured: bool,
+    named: bool,
+    watch: &Watch<'_>,
+) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
     let file = storage::open(path, watch)?;
     let again = is_begun(&*file);
@@ -118,7 +132,8 @@ pub(crate) fn describe(path: &Path, structured: bool, watch: &Watch<'_>) -> Resu
     let archive = archive_of(&*file, watch)?;
     let plan = Plan::of_archive(&archive);
     let (names, structure) = if structured && !archive.checkpoint.is_module() {
-        (Vec::new(), Some(archive.checkpoint.to_json()))
+        let names = if named { archive.checkpoint.names().unwrap_or_default() } else { Vec::new() };
+        (names, Some(archive.checkpoint.to_json()))
     } else {
         (archive.checkpoint.names().map_err(refused)?, None)
     };
@@ -128,19 +143,73 @@ pub(crate) fn describe(path: &Path, structured: bool, watch: &Watch<'_>) -> Resu
 /// Loads what is wanted of `path`.
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
     let Described { file, again, plan, names, structure } = wanted(path, request)?;
-    let region = if request.header_only {
+    if request.header_only {
         forget_header(&*file, again);
-        Region::default()
-    } else {
-        let choice = chosen(&*file, &plan, again, request);
-        let job = job(&*file, &choice, request);
-        request.watch.begin(plan.byte_len());
-        let region = Region::of(&job, &plan, choice.way).map_err(|error| failed(&*file, error))?;
-        request.watch.finish();
-        region
+        // No device but one: that of tensors without bytes.
+        let placement = Placement { dtype: request.placement.dtype, ..Placement::default() };
+        let spread = spread_out(path, plan, names, &placement, structure.is_some())?;
+        return Ok(loaded(spread, structure, Region::default()));
+    }
+    let choice = chosen(&*file, &plan, again, request);
+    let spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
+    let parcels = &spread.parcels;
+    let refused = |refused| refused_by_device(&*file, &spread, refused);
+    pipeline::allocate(parcels, request.targets).map_err(refused)?;
+
+    let job = job(&*file, &choice, request);
+    request.watch.begin(spread.byte_len());
+    let region =
+        Region::of(&job, &spread.stay, choice.way).map_err(|error| failed(&*file, error))?;
+    if !parcels.is_empty() {
+        pipeline::run(&job, choice.way, parcels, request.targets).map_err(refused)?;
+    }
+    request.watch.finish();
+    Ok(loaded(spread, structure, region))
+}
+
+fn loaded(spread: Spread, structure: Option<String>, region: Region) -> Loaded {
+    let Spread { homes: storages, tensors, names, .. } = spread;
+    // Whoever builds the values knows where each tensor belongs.
+    let names = if structure.is_some() { Vec::new() } else { names };
+    Loaded { storages, tensors, names, structure, region }
+}
+
+fn spread_out(
+    path: &Path,
+    plan: Plan,
+    names: Vec<(String, usize)>,
+    placement: &Placement,
+    in_order: bool,
+) -> Result<Spread> {
+    if placement.is_plain() {
+        return Ok(Spread::of_one(plan, names));
+    }
+    spread(&plan, names, placement, in_order).map_err(|refused| argument(path, refused))
+}
+
+/// What a device says of one of the tensors, or of all.
+pub(crate) fn refused_by_device(
+    file: &dyn Source,
+    spread: &Spread,
+    refused: pipeline::Failed,
+) -> Error {
+    use pipeline::Failed;
+
+    let path = file.name();
+    let name_of = |parcel: usize| {
+        let tensor = spread.parcels[parcel].tensor;
+        spread.names.iter().find(|(_, named)| *named == tensor).map(|(name, _)| name)
     };
-    let Plan { storages, tensors, .. } = plan;
-    Ok(Loaded { storages, tensors, names, structure, region })
+    let (error, parcel) = match refused {
+        Failed::OutOfMemory(parcel, reason) => (Error::out_of_memory(path, reason), Some(parcel)),
+        Failed::Target(parcel, error) => (Error::device(path, error), Some(parcel)),
+        Failed::Device(error) => (Error::device(path, error), None),
+        Failed::Source(error) => (failed(file, error), None),
+    };
+    match parcel.and_then(name_of) {
+        Some(name) => error.with_tensor(name),
+        None => error,
+    }
 }
 
 /// Says in a sentence which way [`load`] would take, and why.
@@ -168,19 +237,27 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     if request.wish.num_thread == 0 {
         return Err(Error::argument("load", path, "num_thread must be at least 1"));
     }
+    if request.placement.dtype.is_some_and(|dtype| !is_floating(dtype)) {
+        return Err(Error::argument("load", path, "dtype must be one of floating point"));
+    }
     let selection = &request.selection;
     if selection.is_everything() {
-        return describe(path, request.structured, request.watch);
+        let named = !request.placement.is_plain();
+        return describe(path, request.structured, named, request.watch);
     }
-    let Described { file, again, plan, names, .. } = describe(path, false, request.watch)?;
-    let (plan, names) = select(&plan, names, selection).map_err(|refused| {
-        let error = Error::argument("load", path, refused.reason);
-        match refused.tensor {
-            Some(name) => error.with_tensor(&name),
-            None => error,
-        }
-    })?;
+    let Described { file, again, plan, names, .. } = describe(path, false, true, request.watch)?;
+    let (plan, names) =
+        select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
     Ok(Described { file, again, plan, names, structure: None })
+}
+
+/// What was asked of a file that is well formed.
+fn argument(path: &Path, refused: Malformed) -> Error {
+    let error = Error::argument("load", path, refused.reason);
+    match refused.tensor {
+        Some(name) => error.with_tensor(&name),
+        None => error,
+    }
 }
 
 fn job<'a>(file: &'a dyn Source, choice: &Choice, request: &Request<'a>) -> Job<'a> {

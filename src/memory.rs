@@ -84,7 +84,10 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
     }
     let direct = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
     threads::for_each(job.num_thread, parts, job.watch, |Part { copy, block, target }| {
-        let read = |offset, bytes: &mut [u8]| read_block(job, direct.as_ref(), offset, bytes);
+        let read = |offset, bytes: &mut [u8]| {
+            let wanted = bytes.len();
+            read_block(job, direct.as_ref(), offset, bytes, wanted)
+        };
         if block.from.end - block.from.start == target.len() as u64 {
             read(block.from.start, &mut *target)?;
         } else {
@@ -105,16 +108,18 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
     .map(|()| Some(memory))
 }
 
-fn read_block(
+/// Reads `wanted` bytes from `offset` on into `bytes`, what follows which may be overwritten: past
+/// the page cache, if the file is open that way.
+pub fn read_block(
     job: &Job<'_>,
     direct: Option<&File>,
     offset: u64,
     bytes: &mut [u8],
+    wanted: usize,
 ) -> io::Result<()> {
-    let wanted = bytes.len();
     match direct {
         Some(direct) => read_piece(job, direct, Piece { offset, bytes, wanted }),
-        None => job.file.read_exact_at(bytes, offset, job.watch),
+        None => job.file.read_exact_at(&mut bytes[..wanted], offset, job.watch),
     }
 }
 

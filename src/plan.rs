@@ -175,6 +175,20 @@ impl Plan {
         self.storages.len() - 1
     }
 
+    /// Where the file has the bytes of a storage, and how they are turned around.
+    pub(crate) fn source(&self, storage: Storage) -> (Runs, u64) {
+        match storage.place {
+            Place::Mapped(offset) => (Runs::one(offset..offset + storage.byte_len), 1),
+            Place::Copied(to) => {
+                let found = self.copies.binary_search_by_key(&to, |copy| copy.to);
+                found.map_or_else(
+                    |_| (Runs::one(0..0), 1),
+                    |at| (self.copies[at].from.clone(), self.copies[at].swapped),
+                )
+            }
+        }
+    }
+
     /// Bytes that are brought in and copied, together.
     #[must_use]
     pub fn byte_len(&self) -> u64 {

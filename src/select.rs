@@ -2,8 +2,8 @@
 
 use crate::{
     format::{shown, Malformed},
-    plan::{Place, Plan, Storage, Tensor},
-    slice::{resolve, slice, Cut, Runs},
+    plan::{Place, Plan, Tensor},
+    slice::{resolve, slice, Cut},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -119,9 +119,9 @@ impl Part<'_> {
             view.storage = self.storage(tensor.storage, item);
             return Ok(self.push(view));
         }
-        let (from, swapped) = self.source(self.plan.storages[tensor.storage]);
+        let (from, swapped) = self.plan.source(self.plan.storages[tensor.storage]);
         // The tensor lies in its storage, which lies in the file: a checked file says so.
-        let start = from.wrapping_add((tensor.offset as u64).wrapping_mul(item));
+        let start = from.start.wrapping_add((tensor.offset as u64).wrapping_mul(item));
         let (runs, shape) = slice(start, item, &tensor.shape, cuts)?;
         // Where others lie in the same bytes they stay apart only if they are copied.
         let is_alone = self.uses.get(&tensor.storage) == Some(&1);
@@ -141,24 +141,11 @@ impl Part<'_> {
             return storage;
         }
         let storage = self.plan.storages[index];
-        let (start, swapped) = self.source(storage);
+        let (from, swapped) = self.plan.source(storage);
         // What was copied before must be copied again, whatever this tensor's own alignment is.
         let align = if matches!(storage.place, Place::Copied(_)) { u64::MAX } else { align };
-        let range = start..start + storage.byte_len;
-        let made = self.made.place(Runs::one(range), align, swapped);
+        let made = self.made.place(from, align, swapped);
         self.storages.insert(index, made);
         made
-    }
-
-    /// Where the file has the bytes of a storage, and how they are turned around.
-    fn source(&self, storage: Storage) -> (u64, u64) {
-        match storage.place {
-            Place::Mapped(offset) => (offset, 1),
-            Place::Copied(to) => {
-                let copies = &self.plan.copies;
-                let found = copies.binary_search_by_key(&to, |copy| copy.to);
-                found.map_or((0, 1), |at| (copies[at].from.start, copies[at].swapped))
-            }
-        }
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     error::{Error, Result},
     ffi::{bridge, Tensor},
     load::{self, Request, DEFAULT_NUM_THREAD},
+    placement::{Device, Placement},
     save::SaveOptions,
     select::Selection,
     slice::Cut,
@@ -33,11 +34,17 @@ pub struct LoadOptions {
     num_thread: usize,
     way: Option<Way>,
     selection: Selection,
+    placement: Placement,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { num_thread: DEFAULT_NUM_THREAD, way: None, selection: Selection::default() }
+        Self {
+            num_thread: DEFAULT_NUM_THREAD,
+            way: None,
+            selection: Selection::default(),
+            placement: Placement::default(),
+        }
     }
 }
 
@@ -97,16 +104,64 @@ impl LoadOptions {
         self
     }
 
-    /// Loads every tensor of `file` into CPU memory. See [`load`](crate::load).
+    /// The device of the tensors, the CPU by default. The bytes pass through a few segments of host
+    /// memory, whatever the size of the file.
+    #[must_use]
+    pub fn map_location(mut self, device: tch::Device) -> Self {
+        // c10::DeviceType's numbers.
+        self.placement.otherwise = Some(match device {
+            tch::Device::Cpu => Device::CPU,
+            // What is no number of torch's is no device it has.
+            tch::Device::Cuda(index) => {
+                Device { kind: 1, index: i8::try_from(index).unwrap_or(i8::MAX) }
+            }
+            tch::Device::Vulkan => Device { kind: 10, index: -1 },
+            tch::Device::Mps => Device { kind: 13, index: -1 },
+        });
+        self
+    }
+
+    /// Converts tensors of floating point to `kind` on their way; others stay as they are.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), veturboio::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("model.safetensors");
+    /// # veturboio::save([("bias", tch::Tensor::from_slice(&[1f32, 2.0]))], &path)?;
+    /// let tensors = veturboio::LoadOptions::new().dtype(tch::Kind::BFloat16).load(&path)?;
+    /// assert_eq!(tensors["bias"].kind(), tch::Kind::BFloat16);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn dtype(mut self, kind: tch::Kind) -> Self {
+        // tch keeps torch's numbers to itself, except in the kind of a tensor.
+        self.placement.dtype = Some(match kind {
+            tch::Kind::Half => 5,
+            tch::Kind::Float => 6,
+            tch::Kind::Double => 7,
+            tch::Kind::BFloat16 => 15,
+            tch::Kind::Float8e5m2 => 23,
+            tch::Kind::Float8e4m3fn => 24,
+            tch::Kind::Float8e5m2fnuz => 25,
+            tch::Kind::Float8e4m3fnuz => 26,
+            // Refused when it is loaded.
+            _ => -1,
+        });
+        self
+    }
+
+    /// Loads every tensor of `file`. See [`load`](crate::load).
     ///
     /// # Errors
     /// As [`load`](crate::load) says.
     pub fn load(&self, file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
         let path = file.as_ref();
         let (buffers, watch) = (Buffers::default(), Watch::default());
-        let request = self.request(&buffers, &watch);
+        let targets = bridge::new_targets(false, false);
+        let request = self.request(&targets, &buffers, &watch);
         let loaded: bridge::Loaded = load::load(path, &request)?.into();
-        let made = bridge::make_tensors(&loaded.tensors, &loaded.storages, loaded.region)
+        let made = bridge::make_tensors(&loaded.tensors, &loaded.storages, loaded.region, &targets)
             .map_err(|error| Error::internal("load", path, error.into()))?;
         let made: Vec<&Tensor> = made.iter().collect();
         let mut tensors = HashMap::with_capacity(loaded.names.len());
@@ -125,15 +180,23 @@ impl LoadOptions {
     /// As [`load`](crate::load) says.
     pub fn explain(&self, file: impl AsRef<Path>) -> Result<String> {
         let (buffers, watch) = (Buffers::default(), Watch::default());
-        load::explain(file.as_ref(), &self.request(&buffers, &watch))
+        let targets = bridge::new_targets(false, false);
+        load::explain(file.as_ref(), &self.request(&targets, &buffers, &watch))
     }
 
-    fn request<'a>(&self, buffers: &'a Buffers, watch: &'a Watch<'a>) -> Request<'a> {
+    fn request<'a>(
+        &'a self,
+        targets: &'a bridge::Targets,
+        buffers: &'a Buffers,
+        watch: &'a Watch<'a>,
+    ) -> Request<'a> {
         Request {
             wish: Wish { way: self.way, num_thread: self.num_thread },
             selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            placement: &self.placement,
+            targets,
             buffers,
             watch,
         }

@@ -35,6 +35,11 @@ def load(file: str, **options: Any) -> Any:
     raise FormatError(f"read {file}: {reason}", file, None, reason)
 
 
+def names(file: str, **options: Any) -> list[str]:
+    """Tell which tensors a load would return, by the names that lead to them."""
+    return list(_call("load", file, _path(file), map_location=torch.device("meta"), **options))
+
+
 def fill(file: str, state_dict: Mapping[str, torch.Tensor], **options: Any) -> None:
     """Load a file into tensors that are already there."""
     _call("load", file, _path(file), state_dict=state_dict, **options)
@@ -117,4 +122,6 @@ def _exception(
         return NotImplementedError(text)
     if kind == "invalid argument":
         return ArgumentError(text)
+    if kind == "out of memory":
+        return torch.OutOfMemoryError(text)
     return RuntimeError(text)

@@ -11,8 +11,10 @@ from typing import Any, cast
 import torch
 
 from veturboio import _ops
+from veturboio import placement as place
 from veturboio.background import Save, snapshot, start
-from veturboio.errors import FormatError, UnknownNameError
+from veturboio.errors import ArgumentError, FormatError, UnknownNameError
+from veturboio.placement import MapLocation
 from veturboio.progress import Progress, watched
 from veturboio.selection import Slices, as_options
 
@@ -24,7 +26,7 @@ FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 def load(
     file: FilePath,
-    map_location: str | torch.device | None = "cpu",
+    map_location: MapLocation | None = "cpu",
     enable_fast_mode: bool = True,
     num_thread: int = 32,
     helper: Any = None,
@@ -36,6 +38,8 @@ def load(
     names: Iterable[str] | None = None,
     slices: Slices | None = None,
     progress: Progress | None = None,
+    dtype: torch.dtype | None = None,
+    one_allocation: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
@@ -52,12 +56,19 @@ def load(
 
     Args:
         file: path of the file.
-        map_location: device of the tensors. ``"meta"`` reads the header alone.
+        map_location: device of the tensors, of whatever type torch knows. ``"meta"`` reads the
+            header alone. A dict has devices by name, or by what names begin with up to a dot, the
+            longest of which decides, and ``""`` for all others:
+            ``{"": "cuda:0", "layers.7": "cuda:1"}``; a tensor that it has no device for is an
+            error. A function takes a name and returns a device, or None for the CPU. A tensor
+            that several names share is there once on each of their devices.
         enable_fast_mode: False reads on the caller's thread alone. The result is the same.
         num_thread: upper bound of reader threads, at least 1.
         helper: keeps the memory that a load needs beside its tensors, see ``init_io_helper``.
-        use_pinmem: a normal load where there is no accelerator; otherwise not implemented yet. May
-            not change from one use of a helper to the next.
+        use_pinmem: what goes to a device passes through page-locked memory of the device's own
+            allocator, and is copied while more is read; without it, through ordinary memory. It
+            takes up to ``helper.capacity()`` bytes, whatever the size of the file. May not change
+            from one use of a helper to the next. No effect where there is no accelerator.
         use_direct_io: the same as ``way="direct"``.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
         state_dict: tensors to be filled in place, wherever they are, whatever ``map_location``:
@@ -77,6 +88,10 @@ def load(
             row-major order is read whole.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
+        dtype: what tensors of floating point are converted to, on their device and on their way,
+            without a second copy of the whole. Others stay as they are.
+        one_allocation: one piece of memory for all tensors on a device, which is given back when
+            the last of them goes. By default each has its own.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file. What torch.load
@@ -88,12 +103,14 @@ def load(
             PyTorch file that torch.load refuses too.
         OSError: the system refuses the file; the class follows the errno.
         ArgumentError: a ValueError: ``num_thread`` is less than 1, ``use_pinmem`` is not what the
-            helper was used with, or ``state_dict`` does not fit the file; the message names the
-            tensor.
+            helper was used with, or ``state_dict`` or ``map_location`` does not fit the file; the
+            message names the tensor.
+        torch.OutOfMemoryError: a device has no memory for a tensor, which the message names. What
+            was taken is given back.
+        RuntimeError: there is no such device, or it failed.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
     _refuse("use_cipher", _wants_cipher(use_cipher))
-    device = torch.device("cpu" if map_location is None else map_location)
     threads = num_thread if enable_fast_mode else min(num_thread, 1)
     path = os.fsdecode(file)
     options: dict[str, Any] = {
@@ -106,15 +123,20 @@ def load(
     }
     if state_dict is not None:
         _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
+        if dtype is not None:
+            raise ArgumentError(f"load {path}: state_dict cannot be combined with dtype")
         with watched(progress) as counters:
             _ops.fill(path, state_dict, progress=counters, **options)
         return dict(state_dict)
     try:
+        options |= place.as_options(path, map_location, **as_options(names, slices))
+        options |= {"dtype": dtype, "one_allocation": one_allocation}
         with watched(progress) as counters:
-            loaded = _ops.load(path, map_location=device, progress=counters, **options)
+            loaded = _ops.load(path, progress=counters, **options)
         return cast("dict[str, torch.Tensor]", loaded)
     except UnknownNameError as error:
-        if names is not None or slices is not None:
+        device = options.get("map_location")
+        if names is not None or slices is not None or dtype is not None or device is None:
             raise
         refused = str(error), error.reason
     return _load_by_torch(path, device, *refused)

@@ -3,7 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::bridge::{
-    self, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageSpec, TensorSpec, TensorView,
+    self, DeviceRule, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageSpec, Targets,
+    TensorSpec, TensorView,
 };
 use crate::{
     buffers::Buffers,
@@ -11,6 +12,7 @@ use crate::{
     error::{Error, Result},
     format::shown,
     load as loading,
+    placement::{Device, Home, Placement},
     plan::{self, Place},
     select::Selection,
     slice::Cut,
@@ -20,25 +22,59 @@ use crate::{
 };
 use std::path::Path;
 
-/// The core's request for what C++ asks.
-pub(super) fn wanted<'a>(
-    path: &Path,
-    request: &LoadRequest,
-    buffers: &'a Buffers,
-    watch: &'a Watch<'a>,
-) -> Result<loading::Request<'a>> {
+/// What C++ asks of a load, in the core's words.
+pub(super) struct Wanted {
+    wish: Wish,
+    selection: Selection,
+    placement: Placement,
+    header_only: bool,
+    structured: bool,
+}
+
+impl Wanted {
+    pub(super) fn of(path: &Path, request: &LoadRequest) -> Result<Self> {
+        let wish = Wish { way: way(path, request)?, num_thread: threads(request.num_thread) };
+        let (selection, placement) = (selection(path, request)?, placement(request));
+        let &LoadRequest { header_only, structured, .. } = request;
+        Ok(Self { wish, selection, placement, header_only, structured })
+    }
+
+    pub(super) fn with<'a>(
+        &'a self,
+        targets: &'a Targets,
+        buffers: &'a Buffers,
+        watch: &'a Watch<'a>,
+    ) -> loading::Request<'a> {
+        let Self { wish, selection, placement, header_only, structured } = self;
+        loading::Request {
+            wish: *wish,
+            selection: selection.clone(),
+            placement,
+            targets,
+            header_only: *header_only,
+            structured: *structured,
+            buffers,
+            watch,
+        }
+    }
+}
+
+fn way(path: &Path, request: &LoadRequest) -> Result<Option<Way>> {
     let asked = match request.way.as_str() {
         "" => std::env::var("VETURBOIO_WAY").unwrap_or_default(),
         way => way.to_owned(),
     };
-    let way = match asked.as_str() {
+    Ok(match asked.as_str() {
         _ if request.use_direct_io && request.way.is_empty() => Some(Way::Direct),
         "" | "auto" => None,
         name => Some(Way::from_name(name).ok_or_else(|| {
             let names = Way::ALL.map(Way::name).join(", ");
             Error::argument("load", path, format!("way is auto, {names}, and not {}", shown(name)))
         })?),
-    };
+    })
+}
+
+fn selection(path: &Path, request: &LoadRequest) -> Result<Selection> {
     let mut selection = Selection::default();
     if request.some {
         selection.names = Some(request.names.clone());
@@ -54,9 +90,25 @@ pub(super) fn wanted<'a>(
         let cuts = cuts.map(|cut| Cut { dim: cut[0], start: cut[1], stop: cut[2] }).collect();
         selection.slices.insert(name.clone(), cuts);
     }
-    let wish = Wish { way, num_thread: threads(request.num_thread) };
-    let &LoadRequest { header_only, structured, .. } = request;
-    Ok(loading::Request { wish, selection, header_only, structured, buffers, watch })
+    Ok(selection)
+}
+
+fn placement(request: &LoadRequest) -> Placement {
+    let mut placement = Placement::default();
+    if !request.devices.is_empty() {
+        placement.otherwise = None;
+    }
+    for &DeviceRule { ref name, kind, index } in &request.devices {
+        let device = Device { kind, index };
+        let device = if device.is_cpu() { Device::CPU } else { device };
+        if name.is_empty() {
+            placement.otherwise = Some(device);
+        } else {
+            placement.rules.insert(name.clone(), device);
+        }
+    }
+    placement.dtype = request.converted.then_some(request.dtype);
+    placement
 }
 
 /// No thread at all is asked for by 0 and by every negative number; the core refuses it.
@@ -135,13 +187,19 @@ impl From<loading::Loaded> for Loaded {
     }
 }
 
-impl From<plan::Storage> for StorageSpec {
-    fn from(storage: plan::Storage) -> Self {
+impl From<Home> for StorageSpec {
+    fn from(home: Home) -> Self {
+        let storage = match home {
+            Home::Region(storage) => storage,
+            Home::Parcel { index, byte_len } => {
+                return Self { target: index as i64, copied: false, offset: 0, byte_len }
+            }
+        };
         let (copied, offset) = match storage.place {
             Place::Mapped(offset) => (false, offset),
             Place::Copied(offset) => (true, offset),
         };
-        Self { copied, offset, byte_len: storage.byte_len }
+        Self { target: -1, copied, offset, byte_len: storage.byte_len }
     }
 }
 

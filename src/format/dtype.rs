@@ -221,6 +221,23 @@ impl TorchDtype {
     }
 }
 
+/// Bytes of an element of a `c10::ScalarType`.
+#[must_use]
+pub fn scalar_size(scalar_type: i8) -> Option<u64> {
+    TORCH.iter().find(|row| row.scalar_type == scalar_type).map(|row| row.item_size)
+}
+
+/// Whether numbers of a `c10::ScalarType` are real ones of floating point, one an element: such can
+/// be converted into one another.
+#[must_use]
+pub fn is_floating(scalar_type: i8) -> bool {
+    TORCH.iter().any(|row| {
+        row.scalar_type == scalar_type
+            && (row.name.starts_with("float") || row.name == "bfloat16")
+            && !row.name.ends_with("_x2")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,161 @@
+//! How bytes get to devices: threads read the file into a ring of segments, each segment is copied
+//! on as soon as it is full, and is filled again when its copies are done.
+//!
+//! ```text
+//! readers   |-read 0-|-read 2-|-read 4-|           a segment each
+//!           |-read 1-|-read 3-|-read 5-|
+//! device             |-0-|-1-|-2-|-3-|-4-|-5-|     one stream for each device
+//! ```
+//!
+//! What the ring holds is all the host memory a load needs, whatever the size of the file.
+
+use crate::{
+    buffers::{Buffers, Ring},
+    memory::read_block,
+    placement::Parcel,
+    route::{stages, Picked, Stage},
+    targets::{Refused, Targets, Wanted},
+    threads,
+    ways::{direct::direct, Job, Way, PAGE},
+};
+use std::{fs::File, io};
+
+/// Why a load to devices came to nothing.
+#[derive(Debug)]
+pub enum Failed {
+    /// A device has no memory for this parcel.
+    OutOfMemory(usize, String),
+    /// A device refused this parcel.
+    Target(usize, anyhow::Error),
+    /// A device failed.
+    Device(anyhow::Error),
+    /// The file could not be read, or the caller stopped it.
+    Source(io::Error),
+}
+
+/// What a copy failed with, on its way through an `io::Error`.
+#[derive(Debug)]
+struct Copying(anyhow::Error);
+
+impl std::fmt::Display for Copying {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for Copying {}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        match error.downcast::<Copying>() {
+            Ok(Copying(error)) => Self::Device(error),
+            Err(error) => Self::Source(error),
+        }
+    }
+}
+
+/// Gives every parcel its memory.
+///
+/// # Errors
+/// A device that is not there, or has too little memory.
+pub fn allocate(parcels: &[Parcel], targets: &dyn Targets) -> Result<(), Failed> {
+    for (index, parcel) in parcels.iter().enumerate() {
+        let &Parcel { device, byte_len, from_type, to_type, .. } = parcel;
+        targets
+            .add(&Wanted { device, byte_len, from_type, to_type })
+            .map_err(|error| Failed::Target(index, error))?;
+    }
+    for index in 0..parcels.len() {
+        targets.allocate(index).map_err(|refused| match refused {
+            Refused::OutOfMemory(reason) => Failed::OutOfMemory(index, reason),
+            Refused::Other(error) => Failed::Target(index, error),
+        })?;
+    }
+    Ok(())
+}
+
+/// Brings the bytes of `parcels` to their storages. When it returns, all have arrived, or nothing
+/// is under way.
+///
+/// # Errors
+/// What the file's storage or a device says.
+pub fn run(
+    job: &Job<'_>,
+    way: Way,
+    parcels: &[Parcel],
+    targets: &dyn Targets,
+) -> Result<(), Failed> {
+    let ran = targets.begin().map_err(Failed::Device).and_then(|()| {
+        carry(job, way, stages(parcels, job.segment_len), targets)?;
+        targets.finish().map_err(Failed::Device)
+    });
+    if ran.is_err() {
+        targets.abandon();
+    }
+    ran
+}
+
+fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> Result<(), Failed> {
+    let file = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
+    let kind = targets.pinned_kind().map_err(Failed::Device)?;
+    let allocate = |len| targets.host_memory(len).map_err(copying);
+    let ring = Ring {
+        buffers: job.buffers,
+        kind,
+        limit: ring_len(job.buffers, job.num_thread, stages.len()),
+        allocate: &allocate,
+    };
+    threads::for_each(job.num_thread, stages, job.watch, |stage| {
+        let mut segment = ring.lend(job.watch)?;
+        let at = fill(job, file.as_ref(), &stage, &mut segment)?;
+        let pending = targets.copy(&segment[at..], &stage.parts).map_err(copying)?;
+        segment.leave(pending);
+        job.watch.add(stage.byte_len());
+        Ok(())
+    })
+    .map_err(|error: io::Error| error.into())
+}
+
+/// How many segments: one being read and one being copied for each reader, and one to spare.
+fn ring_len(buffers: &Buffers, num_thread: usize, stages: usize) -> u64 {
+    buffers.room_for((2 * num_thread as u64 + 1).min(stages as u64))
+}
+
+fn copying(error: anyhow::Error) -> io::Error {
+    io::Error::other(Copying(error))
+}
+
+/// Reads a stage into a segment; returns where in it the parts begin.
+fn fill(
+    job: &Job<'_>,
+    file: Option<&File>,
+    stage: &Stage,
+    segment: &mut [u8],
+) -> io::Result<usize> {
+    // Where the segment starts at a page, so does what is read into it.
+    let before = (stage.from.start % PAGE) as usize;
+    let len = (stage.from.end - stage.from.start) as usize;
+    let whole = (before + len).next_multiple_of(PAGE as usize).min(segment.len());
+    read_block(job, file, stage.from.start, &mut segment[before..whole], len)?;
+    let Some(picked) = &stage.picked else { return Ok(before) };
+    pick(picked, segment, before);
+    Ok(0)
+}
+
+/// Moves the runs of a block, which begins at `before`, to the beginning of the segment, where
+/// every element can be used. No run moves to where one is that has not been moved.
+fn pick(picked: &Picked, segment: &mut [u8], before: usize) {
+    let Picked { runs, block, swapped } = picked;
+    let wanted = (block.to.end - block.to.start) as usize;
+    let mut done = 0;
+    while done < wanted {
+        let (offset, follow) = runs.find(block.to.start + done as u64);
+        let from = before + (offset - block.from.start) as usize;
+        let len = (follow as usize).min(wanted - done);
+        segment.copy_within(from..from + len, done);
+        done += len;
+    }
+    if *swapped > 1 {
+        segment[..wanted].chunks_exact_mut(*swapped as usize).for_each(<[u8]>::reverse);
+    }
+}
