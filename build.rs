@@ -7,14 +7,20 @@ use std::{env, path::PathBuf};
 
 const SOURCES: [&str; 6] = [
     "csrc/helper.cpp",
-    "csrc/lane.cpp",
+    "csrc/lanes.cpp",
     "csrc/ops.cpp",
     "csrc/state_dict.cpp",
     "csrc/targets.cpp",
     "csrc/tensor.cpp",
 ];
-const HEADERS: [&str; 5] =
-    ["csrc/error.h", "csrc/helper.h", "csrc/state_dict.h", "csrc/targets.h", "csrc/tensor.h"];
+const HEADERS: [&str; 6] = [
+    "csrc/error.h",
+    "csrc/helper.h",
+    "csrc/lanes.h",
+    "csrc/state_dict.h",
+    "csrc/targets.h",
+    "csrc/tensor.h",
+];
 
 fn main() {
     for file in SOURCES.iter().chain(&HEADERS) {

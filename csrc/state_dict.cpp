@@ -3,6 +3,9 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/Layout.h>
+#include <c10/core/StreamGuard.h>
+
+#include <optional>
 
 #include "veturboio/src/ffi.rs.h"
 
@@ -148,10 +151,24 @@ std::uint8_t* StateDict::writable(std::size_t index) const {
   return static_cast<std::uint8_t*>(tensor.mutable_data_ptr());
 }
 
+void StateDict::begin() const {
+  for (const auto& [name, tensor] : tensors_) {
+    if (tensor.defined() && !tensor.is_cpu() && !tensor.is_meta()) {
+      lanes_.of(tensor.device());
+    }
+  }
+  lanes_.begin();
+}
+
 void StateDict::gather(std::size_t index, std::uint64_t begin,
                        rust::Slice<std::uint8_t> bytes) const {
   const at::NoGradGuard no_grad;
   at::Tensor tensor = tensors_.at(index).second;
+  const Lane* const lane = lanes_.find(tensor.device());
+  std::optional<c10::StreamGuard> guard;
+  if (lane != nullptr && lane->is_async()) {
+    guard.emplace(lane->stream());
+  }
   // torch does not copy every one-byte type from view to view, but bytes it does.
   if (tensor.element_size() == 1 && tensor.scalar_type() != at::kBool) {
     tensor = tensor.view(at::kByte);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "rust/cxx.h"
+#include "veturboio/csrc/lanes.h"
 
 namespace veturboio::core {
 
@@ -35,6 +36,15 @@ class StateDict {
   // The same to be written to, which counts as an in-place change of the tensor.
   std::uint8_t* writable(std::size_t index) const;
 
+  // Has all that is gathered come after what is under way on the caller's current streams.
+  void begin() const;
+
+  // The kind of device that some of the tensors lie on, and whose host memory is worth having.
+  std::int8_t pinned_kind() const { return lanes_.pinned_kind(); }
+  std::unique_ptr<HostBytes> host_memory(std::int8_t kind, std::size_t len) const {
+    return host_bytes(kind, len);
+  }
+
   // Fills `bytes` from byte `begin` on of the tensor in row-major order. Both are multiples of
   // the element size. May be called from several threads at once; needs no more memory than
   // `bytes`, whatever the tensor's size.
@@ -42,6 +52,7 @@ class StateDict {
 
  private:
   std::vector<std::pair<std::string, at::Tensor>> tensors_;
+  mutable Lanes lanes_;  // found by `begin`
 };
 
 std::unique_ptr<StateDict> new_state_dict();

@@ -1,6 +1,5 @@
 #include "veturboio/csrc/targets.h"
 
-#include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -44,21 +43,8 @@ at::Tensor host(const std::uint8_t* bytes, std::uint64_t len, at::ScalarType typ
   return at::from_blob(const_cast<std::uint8_t*>(bytes), {count}, at::TensorOptions(type));
 }
 
-c10::Allocator* pinned_allocator(c10::DeviceType type) {
-  return at::globalContext().getAcceleratorHooksInterface(type).getPinnedMemoryAllocator();
-}
-
 at::Tensor part_of(const at::Tensor& tensor, std::uint64_t begin, std::uint64_t len) {
   return tensor.narrow(0, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(len));
-}
-
-// Waits for a lane whatever becomes of it: what went wrong first is being reported, and a device
-// that fails now copies nothing more.
-void settle(const Lane& lane) noexcept {
-  try {
-    lane.wait();
-  } catch (const std::exception&) {
-  }
 }
 
 }  // namespace
@@ -77,26 +63,9 @@ void Targets::Target::hold(c10::Storage memory) {
   }
 }
 
-const Lane& Targets::lane(c10::Device device) const {
-  for (const auto& lane : lanes_) {
-    if (lane->device() == device) {
-      return *lane;
-    }
-  }
-  auto made = std::make_unique<Lane>(device);
-  // The current device of its type may have been named by its number before.
-  for (const auto& lane : lanes_) {
-    if (lane->device() == made->device()) {
-      return *lane;
-    }
-  }
-  lanes_.push_back(std::move(made));
-  return *lanes_.back();
-}
-
 void Targets::add(const TargetSpec& spec) const {
   const c10::Device device(static_cast<c10::DeviceType>(spec.kind), spec.index);
-  targets_.push_back(Target{.lane = &lane(device),
+  targets_.push_back(Target{.lane = &lanes_.of(device),
                             .byte_len = spec.byte_len,
                             .from = static_cast<at::ScalarType>(spec.from_type),
                             .to = static_cast<at::ScalarType>(spec.to_type),
@@ -112,7 +81,7 @@ bool Targets::adopt(std::size_t index) const {
     return false;
   }
   const Quiet quiet;
-  const Lane& lane = this->lane(tensor.device());
+  const Lane& lane = lanes_.of(tensor.device());
   const auto first = static_cast<std::int64_t>(tensor.storage_offset() * tensor.element_size());
   const auto count = static_cast<std::int64_t>(tensor.nbytes());
   at::Tensor bytes =
@@ -171,30 +140,15 @@ void Targets::allocate_together(const Lane& lane) const {
 }
 
 std::int8_t Targets::pinned_kind() const {
-  const auto first =
-      std::find_if(lanes_.begin(), lanes_.end(), [](const auto& lane) { return lane->is_async(); });
-  if (use_pinmem_ && first != lanes_.end()) {
-    const c10::DeviceType type = (*first)->device().type();
-    try {
-      pinned_allocator(type);
-      pinned_kind_ = static_cast<std::int8_t>(type);
-    } catch (const c10::Error&) {
-      // A type of device that has no such memory: it is ordinary memory then.
-    }
-  }
+  pinned_kind_ = use_pinmem_ ? lanes_.pinned_kind() : -1;
   return pinned_kind_;
 }
 
 std::unique_ptr<HostBytes> Targets::host_memory(std::size_t len) const {
-  const auto type = static_cast<c10::DeviceType>(pinned_kind_);
-  return std::make_unique<HostBytes>(pinned_allocator(type)->allocate(len));
+  return host_bytes(pinned_kind_, len);
 }
 
-void Targets::begin() const {
-  for (const auto& lane : lanes_) {
-    lane->begin();
-  }
-}
+void Targets::begin() const { lanes_.begin(); }
 
 std::unique_ptr<Copies> Targets::copy(rust::Slice<const std::uint8_t> segment,
                                       rust::Slice<const PartSpec> parts) const {
@@ -225,7 +179,7 @@ std::unique_ptr<Copies> Targets::copy(rust::Slice<const std::uint8_t> segment,
   } catch (...) {
     // The segment is given away now, so nothing may go on reading it.
     for (const Lane* lane : used) {
-      settle(*lane);
+      lane->settle();
     }
     throw;
   }
@@ -299,17 +253,9 @@ void Targets::send_converted(const Lane& lane, const std::uint8_t* bytes,
   }
 }
 
-void Targets::finish() const {
-  for (const auto& lane : lanes_) {
-    lane->wait();
-  }
-}
+void Targets::finish() const { lanes_.wait(); }
 
-void Targets::abandon() const noexcept {
-  for (const auto& lane : lanes_) {
-    settle(*lane);
-  }
-}
+void Targets::abandon() const noexcept { lanes_.settle(); }
 
 std::unique_ptr<Targets> new_targets(bool use_pinmem, bool one_allocation) {
   return std::make_unique<Targets>(use_pinmem, one_allocation);

@@ -1,21 +1,16 @@
-// Storages of a load on devices, and the streams that fill them. Written against c10's interfaces
-// alone, so that whatever device torch knows is served by the same code.
+// Storages of a load on devices, and how they are filled.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Allocator.h>
-#include <c10/core/Event.h>
 #include <c10/core/Storage.h>
-#include <c10/core/Stream.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <vector>
 
 #include "rust/cxx.h"
+#include "veturboio/csrc/lanes.h"
 
 namespace veturboio::core {
 
@@ -23,60 +18,6 @@ class StateDict;
 struct Allocation;
 struct PartSpec;
 struct TargetSpec;
-
-// Host memory of a device's own allocator.
-class HostBytes {
- public:
-  explicit HostBytes(c10::DataPtr bytes) : bytes_(std::move(bytes)) {}
-  std::uint8_t* data() const { return static_cast<std::uint8_t*>(bytes_.get()); }
-
- private:
-  c10::DataPtr bytes_;
-};
-
-// Copies out of one segment, which are done when these events are.
-class Copies {
- public:
-  explicit Copies(std::vector<c10::Event> events) : events_(std::move(events)) {}
-  void wait() const;
-
- private:
-  std::vector<c10::Event> events_;
-};
-
-// One device of a load.
-class Lane {
- public:
-  explicit Lane(c10::Device device);
-
-  c10::Device device() const { return device_; }
-
-  // Whether copies can go on by themselves.
-  bool is_async() const { return stream_.has_value(); }
-
-  // What follows on this lane comes after what is under way on the caller's current stream.
-  void begin() const;
-
-  // An event at the end of what is under way.
-  c10::Event mark() const;
-
-  // Waits for all that is under way.
-  void wait() const;
-
-  // The stream of the lane; only if it is asynchronous.
-  const c10::Stream& stream() const { return *stream_; }
-
-  // Memory on the device that small tensors pass through, and what is to be converted. Whoever
-  // has the lock puts copies to it and from it on the stream together.
-  std::mutex& scratching() const { return scratching_; }
-  const at::Tensor& scratch() const;
-
- private:
-  c10::Device device_;
-  std::optional<c10::Stream> stream_;
-  mutable std::mutex scratching_;
-  mutable at::Tensor scratch_;
-};
 
 class Targets {
  public:
@@ -115,7 +56,6 @@ class Targets {
     void hold(c10::Storage memory);
   };
 
-  const Lane& lane(c10::Device device) const;
   // Whether copies from a segment go on by themselves.
   bool goes_on(const Lane& lane) const {
     return lane.is_async() && static_cast<std::int8_t>(lane.device().type()) == pinned_kind_;
@@ -132,7 +72,7 @@ class Targets {
   bool one_allocation_;
   const StateDict* tensors_ = nullptr;
   // Changed while storages are added and get their memory, which one thread does.
-  mutable std::vector<std::unique_ptr<Lane>> lanes_;
+  mutable Lanes lanes_;
   mutable std::vector<Target> targets_;
 };
 

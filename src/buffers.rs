@@ -119,9 +119,9 @@ pub struct Ring<'a> {
 }
 
 impl<'a> Ring<'a> {
-    /// Lends a buffer: a new one while there are fewer than there are to be, so that a load
-    /// needs as many whatever its threads make of it, and otherwise the one that came back first, as
-    /// soon as no device needs it any more.
+    /// Lends a buffer: the one that came back first, as soon as no device needs it any more. Of
+    /// page-locked memory, which is dear, a load gets as many as there are to be before any is lent
+    /// again, so that the next one needs no more, whatever its threads make of it.
     ///
     /// # Errors
     /// There is no memory, a device failed, or the caller wants to stop.
@@ -129,7 +129,8 @@ impl<'a> Ring<'a> {
         let home = self.buffers;
         let mut state = home.state();
         loop {
-            if *state.count(self.kind) < self.limit {
+            let is_free = state.free.iter().any(|segment| segment.kind == self.kind);
+            if *state.count(self.kind) < self.limit && (self.kind.is_some() || !is_free) {
                 let gone = state.make_room(self.kind, home.capacity);
                 *state.count(self.kind) += 1;
                 drop(state);
@@ -211,10 +212,14 @@ impl Buffers {
         self.capacity
     }
 
-    /// How many buffers a load may have that would like `wanted`.
+    /// How many buffers somebody may have who would like `wanted`. Ordinary memory is lent beyond the
+    /// capacity, and given back; page-locked memory is not.
     #[must_use]
-    pub fn room_for(&self, wanted: u64) -> u64 {
-        wanted.min(self.capacity / SEGMENT_LEN).max(1)
+    pub fn room_for(&self, kind: Option<i8>, wanted: u64) -> u64 {
+        match kind {
+            None => wanted.max(1),
+            Some(_) => wanted.min(self.capacity / SEGMENT_LEN).max(1),
+        }
     }
 
     /// Whether a load may want page-locked memory, or none: memory of one kind cannot serve the
@@ -222,6 +227,12 @@ impl Buffers {
     #[must_use]
     pub fn may_be_pinned(&self, pinned: bool) -> bool {
         self.state().pinned.is_none_or(|decided| decided == pinned)
+    }
+
+    /// Whether the loads before wanted page-locked memory.
+    #[must_use]
+    pub fn are_pinned(&self) -> bool {
+        self.state().pinned == Some(true)
     }
 
     /// Remembers what the first load that succeeded wanted, which decides.

@@ -116,8 +116,8 @@ impl Error {
         Self::new(Kind::OutOfMemory, "load", file, anyhow::anyhow!(reason))
     }
 
-    pub(crate) fn device(file: &Path, cause: anyhow::Error) -> Self {
-        Self::new(Kind::Device, "load", file, cause)
+    pub(crate) fn device(action: &'static str, file: &Path, cause: anyhow::Error) -> Self {
+        Self::new(Kind::Device, action, file, cause)
     }
 
     pub(crate) fn internal(action: &'static str, file: &Path, cause: anyhow::Error) -> Self {

@@ -232,6 +232,7 @@ pub(crate) mod bridge {
 
     unsafe extern "C++" {
         include!("veturboio/csrc/error.h");
+        include!("veturboio/csrc/lanes.h");
         include!("veturboio/csrc/state_dict.h");
         include!("veturboio/csrc/targets.h");
         include!("veturboio/csrc/tensor.h");
@@ -286,6 +287,9 @@ pub(crate) mod bridge {
         fn byte_len(self: &StateDict, index: usize) -> Result<usize>;
         /// The same to be written to, which counts as a change of the tensor.
         fn writable(self: &StateDict, index: usize) -> Result<*mut u8>;
+        fn begin(self: &StateDict) -> Result<()>;
+        fn pinned_kind(self: &StateDict) -> Result<i8>;
+        fn host_memory(self: &StateDict, kind: i8, len: usize) -> Result<UniquePtr<HostBytes>>;
         /// Copies a tensor's bytes, in row-major order, from byte `begin` on.
         fn gather(self: &StateDict, index: usize, begin: u64, bytes: &mut [u8]) -> Result<()>;
     }

@@ -202,8 +202,8 @@ pub(crate) fn refused_by_device(
     };
     let (error, parcel) = match refused {
         Failed::OutOfMemory(parcel, reason) => (Error::out_of_memory(path, reason), Some(parcel)),
-        Failed::Target(parcel, error) => (Error::device(path, error), Some(parcel)),
-        Failed::Device(error) => (Error::device(path, error), None),
+        Failed::Target(parcel, error) => (Error::device("load", path, error), Some(parcel)),
+        Failed::Device(error) => (Error::device("load", path, error), None),
         Failed::Source(error) => (failed(file, error), None),
     };
     match parcel.and_then(name_of) {

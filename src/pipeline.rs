@@ -10,7 +10,7 @@
 //! What the ring holds is all the host memory a load needs, whatever the size of the file.
 
 use crate::{
-    buffers::{Buffers, Ring},
+    buffers::Ring,
     memory::read_block,
     placement::Parcel,
     route::{stages, Picked, Stage},
@@ -102,7 +102,7 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
     let ring = Ring {
         buffers: job.buffers,
         kind,
-        limit: ring_len(job.buffers, job.num_thread, stages.len()),
+        limit: ring_len(job, kind, stages.len()),
         allocate: &allocate,
     };
     threads::for_each(job.num_thread, stages, job.watch, |stage| {
@@ -116,9 +116,12 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
     .map_err(|error: io::Error| error.into())
 }
 
-/// How many segments: one being read and one being copied for each reader, and one to spare.
-fn ring_len(buffers: &Buffers, num_thread: usize, stages: usize) -> u64 {
-    buffers.room_for((2 * num_thread as u64 + 1).min(stages as u64))
+/// How many segments: one being read and one being copied for each reader, and one to spare; no more
+/// than are read where each copy is waited for.
+fn ring_len(job: &Job<'_>, kind: Option<i8>, stages: usize) -> u64 {
+    let readers = job.num_thread as u64;
+    let wanted = if kind.is_some() { 2 * readers + 1 } else { readers };
+    job.buffers.room_for(kind, wanted.min(stages as u64))
 }
 
 fn copying(error: anyhow::Error) -> io::Error {

@@ -1,7 +1,7 @@
 //! The story of a save: look at the tensors, lay the file out, write beside it, put in place.
 
 use crate::{
-    buffers::Buffers,
+    buffers::{Buffers, Ring},
     error::{Error, Result},
     format::{
         alias::{self, Alias},
@@ -18,6 +18,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
     path::Path,
 };
 
@@ -167,8 +168,17 @@ impl SaveOptions {
         let sink = storage::create(path, end, self.durable)?;
         let header = header.bytes;
         let file = Layout { tensors, views: &views, header: &header, items: &items };
-        Writer { file, sink: &*sink, path, buffers, watch }
-            .write_all(self.num_thread.min(MAX_WRITERS))?;
+        let writers = self.num_thread.min(MAX_WRITERS);
+        let failed = |error| Error::device("save", path, error);
+        tensors.begin().map_err(failed)?;
+        let kind = if buffers.are_pinned() { tensors.pinned_kind().map_err(failed)? } else { None };
+        let allocate = |len| match kind {
+            Some(kind) => tensors.host_memory(kind, len).map_err(io::Error::other),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let limit = buffers.room_for(kind, writers as u64);
+        let ring = Ring { buffers, kind, limit, allocate: &allocate };
+        Writer { file, sink: &*sink, path, ring: &ring, watch }.write_all(writers)?;
         sink.commit()
     }
 

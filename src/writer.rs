@@ -1,7 +1,7 @@
 //! Writes the bytes of a file that is laid out, a segment at a time and from several threads.
 
 use crate::{
-    buffers::{Buffer, Buffers},
+    buffers::{Buffer, Ring},
     error::{Error, Result},
     plan,
     storage::Sink,
@@ -47,7 +47,8 @@ pub struct Writer<'a> {
     pub file: Layout<'a>,
     pub sink: &'a dyn Sink,
     pub path: &'a Path,
-    pub buffers: &'a Buffers,
+    /// What is gathered passes through these.
+    pub ring: &'a Ring<'a>,
     pub watch: &'a Watch<'a>,
 }
 
@@ -168,7 +169,7 @@ impl Writer<'_> {
     }
 
     fn lend(&self) -> Result<Buffer<'_>> {
-        self.buffers.lend().map_err(|error| Error::io("save", self.path, error))
+        self.ring.lend(self.watch).map_err(|error| Error::io("save", self.path, error))
     }
 
     fn put(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -179,6 +180,11 @@ impl Writer<'_> {
     }
 
     fn failed(&self, tensor: usize, error: anyhow::Error) -> Error {
-        Error::internal("save", self.path, error).with_tensor(&self.file.views[tensor].name)
+        let view = &self.file.views[tensor];
+        let error = match view.is_away() {
+            true => Error::device("save", self.path, error),
+            false => Error::internal("save", self.path, error),
+        };
+        error.with_tensor(&view.name)
     }
 }

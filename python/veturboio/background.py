@@ -126,8 +126,8 @@ class _Block:
     def __init__(self, group: list[_Span]) -> None:
         self._begin = group[0].begin
         size = max(span.end for span in group) - self._begin
-        device = group[0].tensor.device
-        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+        # In host memory, wherever they lie: a device seldom has room for a second copy.
+        self._bytes = torch.empty(size, dtype=torch.uint8)
         copied = self._begin
         for span in group:  # in the order of their addresses
             if span.end > copied:
@@ -140,9 +140,9 @@ class _Block:
         tensor = span.tensor
         offset, rest = divmod(span.begin - self._begin, tensor.element_size())
         if rest:  # at an odd address, as only memory that is not torch's has them
-            copy = tensor.clone()
+            copy = tensor.to("cpu", copy=True)
         else:
-            copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            copy = torch.empty(0, dtype=tensor.dtype)
             storage = self._bytes.untyped_storage()
             copy = copy.set_(storage, offset, tensor.size(), tensor.stride())
         if span.is_neg:

@@ -6,6 +6,7 @@ use super::bridge::{
     self, DeviceRule, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageSpec, Targets,
     TensorSpec, TensorView,
 };
+use super::devices::Host;
 use crate::{
     buffers::Buffers,
     choice::Wish,
@@ -16,6 +17,7 @@ use crate::{
     plan::{self, Place},
     select::Selection,
     slice::Cut,
+    targets::HostMemory,
     tensors,
     watch::Watch,
     ways::Way,
@@ -140,6 +142,20 @@ impl tensors::StateDict for StateDict {
     fn writable(&self, index: usize) -> anyhow::Result<Option<*mut u8>> {
         let data = StateDict::writable(self, index)?;
         Ok((!data.is_null()).then_some(data))
+    }
+
+    fn begin(&self) -> anyhow::Result<()> {
+        Ok(StateDict::begin(self)?)
+    }
+
+    fn pinned_kind(&self) -> anyhow::Result<Option<i8>> {
+        let kind = StateDict::pinned_kind(self)?;
+        Ok((kind >= 0).then_some(kind))
+    }
+
+    fn host_memory(&self, kind: i8, len: u64) -> anyhow::Result<Box<dyn HostMemory>> {
+        let len = usize::try_from(len)?;
+        Host::boxed(StateDict::host_memory(self, kind, len)?, len)
     }
 
     fn gather(&self, index: usize, begin: u64, bytes: &mut [u8]) -> anyhow::Result<()> {

@@ -47,11 +47,7 @@ impl targets::Targets for Targets {
 
     fn host_memory(&self, len: u64) -> Result<Box<dyn HostMemory>> {
         let len = usize::try_from(len)?;
-        let bytes = Targets::host_memory(self, len)?;
-        if bytes.is_null() || bytes.data().is_null() {
-            return Err(anyhow!("the device has no host memory to give"));
-        }
-        Ok(Box::new(Host { bytes, len }))
+        Host::boxed(Targets::host_memory(self, len)?, len)
     }
 
     fn begin(&self) -> Result<()> {
@@ -78,9 +74,18 @@ impl targets::Targets for Targets {
 }
 
 /// Page-locked memory.
-struct Host {
+pub(super) struct Host {
     bytes: UniquePtr<HostBytes>,
     len: usize,
+}
+
+impl Host {
+    pub(super) fn boxed(bytes: UniquePtr<HostBytes>, len: usize) -> Result<Box<dyn HostMemory>> {
+        if bytes.is_null() || bytes.data().is_null() {
+            return Err(anyhow!("the device has no host memory to give"));
+        }
+        Ok(Box::new(Self { bytes, len }))
+    }
 }
 
 impl HostMemory for Host {}
@@ -89,7 +94,7 @@ impl Deref for Host {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `host_memory` gave this many bytes at an address that is not null, and only this
+        // SAFETY: `boxed` was given this many bytes at an address that is not null, and only this
         // owner knows it. The system has zeroed them, or an earlier owner has written them.
         unsafe { std::slice::from_raw_parts(self.bytes.data(), self.len) }
     }

@@ -177,7 +177,8 @@ def test_schemas() -> None:
         "load": "veturboio::load(str file, *, Device? map_location=None, int num_thread=32,"
         " bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False,"
         " __torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None,"
-        " str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None)"
+        " str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None,"
+        " Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False)"
         " -> Dict(str, Tensor)",
         "save": "veturboio::save(Dict(str, Tensor) state_dict, str file, *,"
         " Dict(str, str)? metadata=None, bool force_contiguous=True,"
