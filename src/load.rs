@@ -112,11 +112,11 @@ pub(crate) struct Described {
 }
 
 /// Opens `path` and reads what it holds, without its tensors. Values that are `structured` need no
-/// names, unless they are to be `named` as far as that goes.
+/// names, and get them `with_names` as far as that goes.
 pub(crate) fn describe(
     path: &Path,
     structured: bool,
-    named: bool,
+    with_names: bool,
     watch: &Watch<'_>,
 ) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
@@ -132,8 +132,8 @@ pub(crate) fn describe(
     let archive = archive_of(&*file, watch)?;
     let plan = Plan::of_archive(&archive);
     let (names, structure) = if structured && !archive.checkpoint.is_module() {
-        let names = if named { archive.checkpoint.names().unwrap_or_default() } else { Vec::new() };
-        (names, Some(archive.checkpoint.to_json()))
+        let found = with_names.then(|| archive.checkpoint.names().unwrap_or_default());
+        (found.unwrap_or_default(), Some(archive.checkpoint.to_json()))
     } else {
         (archive.checkpoint.names().map_err(refused)?, None)
     };
@@ -242,8 +242,8 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     }
     let selection = &request.selection;
     if selection.is_everything() {
-        let named = !request.placement.is_plain();
-        return describe(path, request.structured, named, request.watch);
+        let with_names = !request.placement.is_plain();
+        return describe(path, request.structured, with_names, request.watch);
     }
     let Described { file, again, plan, names, .. } = describe(path, false, true, request.watch)?;
     let (plan, names) =

@@ -20,6 +20,12 @@ use crate::{
 };
 use std::{fs::File, io};
 
+/// How often each reader fills a segment, at least, if there is enough to read.
+const ROUNDS: u64 = 16;
+
+/// The shortest read worth a request, in bytes: the largest that most FUSE mounts are sent.
+const MIN_STAGE: u64 = 1 << 20;
+
 /// Why a load to devices came to nothing.
 #[derive(Debug)]
 pub enum Failed {
@@ -86,7 +92,7 @@ pub fn run(
     targets: &dyn Targets,
 ) -> Result<(), Failed> {
     let ran = targets.begin().map_err(Failed::Device).and_then(|()| {
-        carry(job, way, stages(parcels, job.segment_len), targets)?;
+        carry(job, way, stages(parcels, stage_len(job, parcels)), targets)?;
         targets.finish().map_err(Failed::Device)
     });
     if ran.is_err() {
@@ -114,6 +120,14 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
         Ok(())
     })
     .map_err(|error: io::Error| error.into())
+}
+
+/// How much passes through a segment at a time. While the first segments fill, which they do all at
+/// once, nothing is copied: that may take a small part of the whole.
+fn stage_len(job: &Job<'_>, parcels: &[Parcel]) -> u64 {
+    let total: u64 = parcels.iter().map(|parcel| parcel.byte_len).sum();
+    let len = total / (ROUNDS * job.num_thread as u64) / MIN_STAGE * MIN_STAGE;
+    len.clamp(MIN_STAGE, job.segment_len.max(MIN_STAGE))
 }
 
 /// How many segments: one being read and one being copied for each reader, and one to spare; no more

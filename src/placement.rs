@@ -282,3 +282,91 @@ impl Making<'_> {
         Ok(self.spread.homes.len() - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::safetensors::{Header, LENGTH_BYTES};
+
+    const FAR: Device = Device { kind: 20, index: 1 };
+    const NEAR: Device = Device { kind: 20, index: 0 };
+    const BF16: i8 = 15;
+    const F32: i8 = 6;
+
+    fn rules(rules: &[(&str, Device)], otherwise: Option<Device>) -> Placement {
+        let rules = rules.iter().map(|&(name, device)| (name.to_owned(), device)).collect();
+        Placement { otherwise, rules, dtype: None }
+    }
+
+    /// Two tensors of float32, one of int64.
+    fn plan() -> Plan {
+        let json = r#"{"a.w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a.x.w":{"dtype":"F32","shape":[2],"data_offsets":[16,24]},"i":{"dtype":"I64","shape":[1],"data_offsets":[24,32]}}"#;
+        let json = format!("{json:<200}");
+        let header = Header::parse(json.as_bytes(), LENGTH_BYTES + 200 + 32).unwrap();
+        Plan::of_header(&header).unwrap()
+    }
+
+    fn names() -> Vec<(String, usize)> {
+        ["a.w", "a.x.w", "i"].into_iter().map(str::to_owned).zip(0..).collect()
+    }
+
+    #[test]
+    fn the_longest_rule_decides_and_ends_at_a_dot() {
+        let placement = rules(&[("a", NEAR), ("a.x", FAR)], Some(Device::CPU));
+        assert_eq!(placement.device("a.w"), Some(NEAR));
+        assert_eq!(placement.device("a"), Some(NEAR));
+        assert_eq!(placement.device("a.x.w"), Some(FAR));
+        assert_eq!(placement.device("a.xy"), Some(NEAR));
+        assert_eq!(placement.device("ab"), Some(Device::CPU));
+        assert_eq!(rules(&[("a", NEAR)], None).device("b"), None);
+    }
+
+    #[test]
+    fn what_stays_is_planned_as_ever_and_the_rest_travels() {
+        let placement = rules(&[("a.x", FAR)], Some(Device::CPU));
+        let spread = spread(&plan(), names(), &placement, false).unwrap();
+        assert_eq!(spread.stay.storages.len(), 2);
+        let [parcel] = &spread.parcels[..] else { panic!("{:?}", spread.parcels) };
+        assert_eq!((parcel.device, parcel.byte_len), (FAR, 8));
+        assert_eq!(spread.homes[spread.tensors[1].storage], Home::Parcel { index: 0, byte_len: 8 });
+        assert_eq!(spread.homes.len(), 3);
+    }
+
+    #[test]
+    fn what_two_names_want_on_two_devices_is_there_twice() {
+        let mut names = names();
+        names.push(("tied".to_owned(), 0));
+        let placement = rules(&[("tied", FAR)], Some(NEAR));
+        let apart = spread(&plan(), names.clone(), &placement, false).unwrap();
+        assert_eq!(apart.tensors.len(), 4);
+        assert_eq!(apart.parcels.iter().filter(|parcel| parcel.device == FAR).count(), 1);
+        let together = spread(&plan(), names, &rules(&[], Some(NEAR)), false).unwrap();
+        assert_eq!((together.tensors.len(), together.names[3].1), (3, 0));
+    }
+
+    #[test]
+    fn only_floating_point_is_converted() {
+        let placement = Placement { dtype: Some(BF16), ..Placement::default() };
+        let spread = spread(&plan(), names(), &placement, true).unwrap();
+        let types: Vec<_> = spread.tensors.iter().map(|tensor| tensor.scalar_type).collect();
+        assert_eq!(types, [BF16, BF16, 4]);
+        assert_eq!(spread.homes[0], Home::Parcel { index: 0, byte_len: 8 });
+        assert_eq!((spread.parcels[0].from_type, spread.parcels[0].to_type), (F32, BF16));
+    }
+
+    #[test]
+    fn a_tensor_without_a_device_is_refused_by_name() {
+        let refused = spread(&plan(), names(), &rules(&[("a", NEAR)], None), false).unwrap_err();
+        assert_eq!(refused, Malformed::tensor("i", "map_location names no device for it"));
+    }
+
+    #[test]
+    fn dtypes_that_share_a_storage_are_converted_alike_or_not_at_all() {
+        let mut plan = plan();
+        plan.tensors[2].storage = plan.tensors[0].storage;
+        let placement = Placement { dtype: Some(BF16), ..Placement::default() };
+        let refused = spread(&plan, names(), &placement, false).unwrap_err();
+        assert!(refused.reason.contains("shares a storage"), "{refused:?}");
+        assert!(spread(&plan, names(), &rules(&[], Some(NEAR)), false).is_ok());
+    }
+}

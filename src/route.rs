@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_large_parcel_is_cut_at_multiples_of_the_segment() {
-        let stages = stages(&of(&[100..3 * SEGMENT_LEN + 1]), SEGMENT_LEN);
+        let stages = stages(&of(std::slice::from_ref(&(100..3 * SEGMENT_LEN + 1))), SEGMENT_LEN);
         let cuts: Vec<_> = stages.iter().map(|stage| stage.from.start).collect();
         assert_eq!(cuts, [0, SEGMENT_LEN, 2 * SEGMENT_LEN, 3 * SEGMENT_LEN]);
         assert_eq!(stages.iter().map(Stage::byte_len).sum::<u64>(), 3 * SEGMENT_LEN - 99);

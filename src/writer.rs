@@ -181,9 +181,10 @@ impl Writer<'_> {
 
     fn failed(&self, tensor: usize, error: anyhow::Error) -> Error {
         let view = &self.file.views[tensor];
-        let error = match view.is_away() {
-            true => Error::device("save", self.path, error),
-            false => Error::internal("save", self.path, error),
+        let error = if view.is_away() {
+            Error::device("save", self.path, error)
+        } else {
+            Error::internal("save", self.path, error)
         };
         error.with_tensor(&view.name)
     }

@@ -30,6 +30,35 @@ fn what_is_saved_is_loaded() {
 }
 
 #[test]
+fn numbers_of_floating_point_are_converted_and_others_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    // More than passes through one segment.
+    let weight = Tensor::randn([5_000, 1_001], cpu(Kind::Float));
+    let ids = Tensor::arange(1_000, cpu(Kind::Int64));
+    veturboio::save([("weight", &weight), ("ids", &ids)], &path).unwrap();
+    for (way, kind) in [(Way::Map, Kind::BFloat16), (Way::Direct, Kind::Double)] {
+        let loaded = LoadOptions::new().way(way).dtype(kind).load(&path).unwrap();
+        assert_eq!(loaded["weight"].kind(), kind);
+        assert!(loaded["weight"].equal(&weight.to_kind(kind)));
+        assert!(loaded["ids"].equal(&ids));
+    }
+    let refused = LoadOptions::new().dtype(Kind::Int).load(&path).unwrap_err();
+    assert_eq!(refused.kind(), veturboio::Kind::InvalidArgument);
+    assert!(refused.to_string().ends_with("dtype must be one of floating point"), "{refused}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    veturboio::save([("weight", Tensor::ones([3], cpu(Kind::Float)))], &path).unwrap();
+    let refused = LoadOptions::new().map_location(Device::Cuda(99)).load(&path).unwrap_err();
+    assert_eq!(refused.kind(), veturboio::Kind::Device);
+    assert!(refused.to_string().contains("there is no device cuda:99"), "{refused}");
+}
+
+#[test]
 fn a_tensor_outlives_the_others_and_writing_to_it_leaves_the_file_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");

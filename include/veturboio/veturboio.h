@@ -82,7 +82,7 @@ struct LoadOptions {
   // Tensors to be filled in place instead of making new ones: of the same names and dtypes,
   // contiguous, and large enough. They are what load returns.
   std::optional<StateDict> state_dict = std::nullopt;
-  // Through page-locked memory, for a device. May not change from one use of a helper to the next.
+  // Through page-locked memory of the device's own allocator. May not change from one use of a helper to the next.
   bool use_pinmem = false;
   // Keeps the memory that a load needs beside its tensors.
   std::optional<IOHelper> helper = std::nullopt;
@@ -95,6 +95,13 @@ struct LoadOptions {
   std::optional<c10::Dict<std::string, std::vector<int64_t>>> slices = std::nullopt;
   // As in SaveOptions.
   std::optional<at::Tensor> progress = std::nullopt;
+  // Devices by name, or by what names begin with up to a dot; the longest decides, map_location
+  // for those that none names.
+  std::optional<c10::Dict<std::string, c10::Device>> devices = std::nullopt;
+  // What tensors of floating point are converted to on their way. Others stay as they are.
+  std::optional<at::ScalarType> dtype = std::nullopt;
+  // One piece of memory for all tensors on a device. By default each has its own.
+  bool one_allocation = false;
 };
 
 struct SaveOptions {
@@ -161,7 +168,8 @@ inline StateDict load(const std::string& file, const LoadOptions& options = {}) 
   auto stack =
       detail::call(op, file, options.map_location, options.num_thread, options.use_direct_io,
                    options.state_dict, options.use_pinmem, detail::value(options.helper),
-                   options.way, options.names, options.slices, options.progress);
+                   options.way, options.names, options.slices, options.progress, options.devices,
+                   options.dtype, options.one_allocation);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
 }
 

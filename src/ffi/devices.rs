@@ -34,10 +34,10 @@ impl targets::Targets for Targets {
         let refused = |error: cxx::Exception| Refused::Other(error.into());
         let Allocation { out_of_memory, reason } =
             Targets::allocate(self, index).map_err(refused)?;
-        match out_of_memory {
-            true => Err(Refused::OutOfMemory(reason)),
-            false => Ok(()),
+        if out_of_memory {
+            return Err(Refused::OutOfMemory(reason));
         }
+        Ok(())
     }
 
     fn pinned_kind(&self) -> Result<Option<i8>> {

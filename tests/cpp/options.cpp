@@ -50,6 +50,26 @@ CASE(the_cpu_can_be_named) {
   EXPECT(identical(loaded.at("weight"), weights().at("weight")));
 }
 
+CASE(numbers_are_converted_on_their_way) {
+  const std::string path = scratch("converted.safetensors");
+  veturboio::save(weights(), path);
+  const auto loaded = veturboio::load(path, {.dtype = at::kDouble});
+  EXPECT(identical(loaded.at("weight"), weights().at("weight").to(at::kDouble)));
+  text_of<c10::ValueError>([&] { veturboio::load(path, {.dtype = at::kInt}); });
+}
+
+CASE(devices_are_named_for_all_tensors_or_it_is_an_error) {
+  const std::string path = scratch("devices.safetensors");
+  veturboio::save(weights(), path);
+  c10::Dict<std::string, c10::Device> devices;
+  devices.insert("weight", c10::Device(c10::kCPU));
+  const std::string text =
+      text_of<c10::ValueError>([&] { veturboio::load(path, {.devices = devices}); });
+  EXPECT(text.find("\"bias\": map_location names no device for it") != std::string::npos);
+  devices.insert("", c10::Device(c10::kCPU));
+  EXPECT(veturboio::load(path, {.devices = devices}).size() == 2);
+}
+
 CASE(one_thread_is_enough) {
   const std::string many = scratch("many.safetensors");
   const std::string one = scratch("one.safetensors");
