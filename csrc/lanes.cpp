@@ -35,6 +35,8 @@ Lane::Lane(c10::Device device) : device_(device) {
   if (device.is_cpu()) {
     return;
   }
+  TORCH_CHECK(c10::impl::hasDeviceGuardImpl(device.type()), "there is no device ", device,
+              ": torch has none of this type");
   const c10::impl::VirtualGuardImpl devices(device.type());
   device_ = resolved(device, devices);
   try {

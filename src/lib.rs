@@ -30,11 +30,14 @@
 //! | `slice` | which bytes a slice of a tensor is. Pure |
 //! | `plan`, `select` | which bytes become which tensor, and how the work is cut. Pure |
 //! | `share` | which tensors lie in the same memory. Pure |
+//! | `placement`, `route` | which tensor goes to which device, and how its bytes are cut. Pure |
+//! | `targets` | what must be known of a device to fill its memory |
 //! | `tensors` | what must be known of the caller's tensors to move their bytes |
 //! | `buffers` | host memory that is lent, and used again |
 //! | `ways` | how bytes come into memory: mapped, read, read past the page cache |
 //! | `choice`, `facts` | which way a load takes, and what has to be known for that |
 //! | `memory` | where bytes land: the region under the tensors of a load |
+//! | `pipeline` | how bytes get to devices |
 //! | `writer` | how the bytes of a file that is laid out are written |
 //! | `load`, `fill`, `save` | the three stories |
 //! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
