@@ -8,7 +8,14 @@ from pathlib import Path
 
 from bench.cache import State
 from bench.goals import Alike, DiskBytes, Faster, Goal, Memory, Within
-from bench.libraries import OURS, OURS_PT, Shard
+from bench.libraries import (
+    OURS,
+    OURS_DEVICE,
+    OURS_DEVICE_PAGEABLE,
+    OURS_PT,
+    OURS_THEN_COPY,
+    Shard,
+)
 
 CHECKPOINT = "checkpoint"  # a content that the user names with --checkpoint
 
@@ -29,6 +36,7 @@ class Case:
     threads: int | None = None  # what each library is told; None: what it takes by itself
     folder: Path | None = None  # where the files lie; None: the data folder of the run
     delay_ms: int | None = None  # the files lie on a FUSE mount, whose reads take so long
+    bandwidth: int | None = None  # bytes a second of that mount, and of the bus to a device
     limits: Mapping[str, int] = field(default_factory=dict)  # fewer counted runs, no warm-up
     goals: tuple[Goal, ...] = ()
     quick: str = "decoder-quick"
@@ -131,6 +139,19 @@ CASES = {
                 Faster("fastsafetensors large", 1.2),
                 Memory(),
             ),
+        ),
+        Case(
+            "load-device",
+            "Load 1 GiB bf16 to a simulated device, mount and bus of 400 MB/s each",
+            "load",
+            "decoder-1g",
+            (OURS_DEVICE, OURS_DEVICE_PAGEABLE, OURS, OURS_THEN_COPY, "safetensors device"),
+            State.COLD,
+            touch=False,
+            delay_ms=1,
+            bandwidth=400_000_000,
+            limits={"safetensors device": 3},
+            goals=(Within(OURS, 1.2), Faster(OURS_THEN_COPY, 1.6)),
         ),
         Case(
             "load-100k",

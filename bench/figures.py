@@ -5,13 +5,24 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench.libraries import LIBRARIES, OURS, OURS_PT
+from bench.libraries import (
+    LIBRARIES,
+    OURS,
+    OURS_DEVICE,
+    OURS_DEVICE_PAGEABLE,
+    OURS_PT,
+    OURS_THEN_COPY,
+)
 
 Result = dict[str, Any]  # one stored case, as runner.run_case makes it
 
 # How users know a library: what they call to load, and to save.
 NAMES = {
     OURS_PT: ("veturboio (.pt)", OURS),
+    OURS_DEVICE: ("veturboio (use_pinmem)", OURS),
+    OURS_DEVICE_PAGEABLE: ("veturboio", OURS),
+    OURS_THEN_COPY: ("veturboio to the CPU, then .to()", OURS),
+    "safetensors device": ("safetensors load_file(device=)", "safetensors save_file"),
     "safetensors": ("safetensors load_file", "safetensors save_file"),
     "torch": ("torch.load", "torch.save"),
     "torch mmap": ("torch.load(mmap=True)", "torch.save"),
@@ -34,6 +45,8 @@ def label(result: Result, library: str) -> str:
         return f"{library}, {program.threads} threads (C)"
     if library == OURS and ours(result) == OURS_PT:
         return "veturboio (.safetensors)"
+    if library == OURS and ours(result) == OURS_DEVICE:
+        return "veturboio to the CPU"
     if result.get("shard") and library == "safetensors":
         return "safetensors get_slice"
     load, save = NAMES.get(library, (library, library))

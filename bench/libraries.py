@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import devices
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,10 @@ RIVALS = "rivals"  # what bench/requirements.txt names; ``make bench`` installs 
 
 OURS = "veturboio"
 OURS_PT = "veturboio pt"
-ALL_OURS = (OURS, OURS_PT)
+OURS_DEVICE = "veturboio device"
+OURS_DEVICE_PAGEABLE = "veturboio device pageable"
+OURS_THEN_COPY = "veturboio then copy"
+ALL_OURS = (OURS, OURS_PT, OURS_DEVICE, OURS_DEVICE_PAGEABLE, OURS_THEN_COPY)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,37 @@ def _veturboio_load(path: Path, threads: int | None) -> StateDict:
     state_dict: StateDict = (
         veturboio.load(path) if threads is None else veturboio.load(path, num_thread=threads)
     )
+    return state_dict
+
+
+def _veturboio_device(path: Path, _threads: int | None) -> StateDict:
+    import veturboio
+
+    return _arrived(veturboio.load(path, map_location=f"{devices.NAME}:0", use_pinmem=True))
+
+
+def _veturboio_device_pageable(path: Path, _threads: int | None) -> StateDict:
+    import veturboio
+
+    return _arrived(veturboio.load(path, map_location=f"{devices.NAME}:0"))
+
+
+def _veturboio_then_copy(path: Path, _threads: int | None) -> StateDict:
+    import veturboio
+
+    loaded = veturboio.load(path)
+    return _arrived({name: tensor.to(f"{devices.NAME}:0") for name, tensor in loaded.items()})
+
+
+def _safetensors_device(path: Path, _threads: int | None) -> StateDict:
+    from safetensors.torch import load_file
+
+    return _arrived(load_file(path, device=f"{devices.NAME}:0"))
+
+
+def _arrived(state_dict: StateDict) -> StateDict:
+    """The tensors of a device once their bytes are there."""
+    devices.synchronize()
     return state_dict
 
 
@@ -219,6 +255,15 @@ LIBRARIES = {
             environment=PROJECT,
         ),
         Library(OURS_PT, "veturboio", ".pt", _veturboio_load, environment=PROJECT),
+        *(
+            Library(name, "veturboio", ".safetensors", load, environment=PROJECT)
+            for name, load in (
+                (OURS_DEVICE, _veturboio_device),
+                (OURS_DEVICE_PAGEABLE, _veturboio_device_pageable),
+                (OURS_THEN_COPY, _veturboio_then_copy),
+            )
+        ),
+        Library("safetensors device", "safetensors", ".safetensors", _safetensors_device),
         Library(
             "safetensors",
             "safetensors",

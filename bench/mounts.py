@@ -16,13 +16,20 @@ from typing import Any
 TESTS = Path(__file__).parents[1] / "tests" / "python"
 
 
-@functools.cache
-def _slowfs() -> Any:
+@contextmanager
+def tests_on_path() -> Iterator[None]:
+    """Have the modules that the tests use importable."""
     sys.path.append(str(TESTS))
     try:
-        return importlib.import_module("slowfs")
+        yield
     finally:
         sys.path.remove(str(TESTS))
+
+
+@functools.cache
+def _slowfs() -> Any:
+    with tests_on_path():
+        return importlib.import_module("slowfs")
 
 
 @functools.cache
@@ -38,8 +45,14 @@ def unavailable() -> str | None:
 
 
 @contextmanager
-def mounted(source: Path, mount_point: Path, delay_ms: int) -> Iterator[Any]:
-    """Mirror ``source``; a new mount has nothing of its files in the page cache."""
+def mounted(
+    source: Path, mount_point: Path, delay_ms: int, bytes_per_second: int | None = None
+) -> Iterator[Any]:
+    """Mirror ``source``; a new mount has nothing of its files in the page cache.
+
+    Each read takes ``delay_ms``, and all of them together get ``bytes_per_second``.
+    """
+    options = {} if bytes_per_second is None else {"total_bytes_per_second": bytes_per_second}
     mount_point.mkdir(parents=True, exist_ok=True)
-    with _slowfs().mounted(source, mount_point, delay_ms=delay_ms) as mount:
+    with _slowfs().mounted(source, mount_point, delay_ms=delay_ms, **options) as mount:
         yield mount

@@ -155,6 +155,8 @@ def condition(result: Result) -> str:
     """One line for a case: where its files lay, what was cached, and what else was counted."""
     delay = result.get("delay_ms")
     where = f"FUSE, {delay} ms a read" if delay else result["machine"]["filesystem"]
+    if speed := result.get("bandwidth"):
+        where += f", {speed // 1_000_000} MB/s, as fast as the bus of a simulated device"
     facts = [where, *_cached(result), *_disk(result), *_mount(result), *_fewer_runs(result)]
     return f"`{result['case']}`: {'; '.join(facts)}."
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import bare, cache, files, machine, mounts
+from bench import bare, cache, devices, files, machine, mounts
 from bench.cache import Condition, State
 from bench.cases import CHECKPOINT, Case
 from bench.libraries import LIBRARIES, Library
@@ -52,6 +52,8 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
     """Run one case for each of its libraries, A B A B, and return what was measured."""
     if case.delay_ms is not None and (reason := mounts.unavailable()) is not None:
         raise CaseSkippedError(reason)
+    if case.bandwidth is not None and (reason := devices.unavailable()) is not None:
+        raise CaseSkippedError(reason)
     folder = _folder(case, settings)
     folder.mkdir(parents=True, exist_ok=True)
     present, missing = _available(case, settings)
@@ -87,6 +89,7 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
         "shard": case.shard and asdict(case.shard),
         "threads": case.threads,
         "delay_ms": case.delay_ms,
+        "bandwidth": case.bandwidth,
         "published": case.published,
         "command": "python -m bench " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
@@ -189,7 +192,7 @@ def _placed(case: Case, settings: Settings, path: Path) -> Iterator[tuple[Path, 
         return
     # What lies behind the mount is cached: the delay alone makes it slow.
     cache.bring(path, State.LARGE)
-    with mounts.mounted(path.parent, settings.data / "mount", case.delay_ms) as mount:
+    with mounts.mounted(path.parent, settings.data / "mount", case.delay_ms, case.bandwidth) as mount:
         yield mount.path / path.name, mount
 
 
@@ -205,6 +208,8 @@ def _command(case: Case, settings: Settings, library: Library, path: Path) -> li
     command += ["--durable"] * case.durable
     if case.shard is not None:
         command += ["--shard", str(case.shard.index), str(case.shard.count)]
+    if case.bandwidth is not None:
+        command += ["--bandwidth", str(case.bandwidth)]
     if case.threads is not None:
         command += ["--threads", str(case.threads)]
     if library.program is not None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import bare, files, memory
+from bench import bare, devices, files, memory
 from bench.cases import CHECKPOINT
 from bench.libraries import LIBRARIES, Library, Program, Shard
 
@@ -41,7 +41,7 @@ def touch(state_dict: StateDict) -> int:
     total = 0
     for tensor in state_dict.values():
         if tensor.numel():
-            data = tensor.reshape(-1).view(torch.uint8)
+            data = tensor.cpu().reshape(-1).view(torch.uint8)
             # The last byte: a tensor may begin in mid-page and so end on one page more.
             total += int(data[::STRIDE].sum()) + int(data[-1])
     return total
@@ -151,6 +151,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_load(library: Library, arguments: argparse.Namespace) -> dict[str, Any]:
     """Prepare, reset the peak, load."""
+    if arguments.bandwidth is not None:
+        devices.load(arguments.bandwidth)
     load = loader(library, arguments)
     touch(load(arguments.tiny.with_suffix(library.suffix)))
     provided = provide_for_load(arguments)
@@ -224,6 +226,7 @@ def main() -> None:
     parser.add_argument("--content", help="what to save")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--threads", type=int, help="how many may read")
+    parser.add_argument("--bandwidth", type=int, help="bytes a second of a simulated device's bus")
     parser.add_argument("--shard", type=int, nargs=2, metavar=("INDEX", "COUNT"))
     parser.add_argument("--durable", action="store_true", help="save to the disk, not the cache")
     parser.add_argument("--bare", type=Path, help="the compiled bare.c")

@@ -122,19 +122,19 @@ def _digest(parts: list[str]) -> str:
 
 
 @functools.cache
-def load() -> None:
+def load(name: str = NAME) -> None:
     """Builds the accelerator and makes it torch's, for as long as the process lives."""
     torch.ops.load_library(build())
-    backend_registration.rename_privateuse1_backend(NAME)
-    torch._register_device_module(NAME, _module())
+    backend_registration.rename_privateuse1_backend(name)
+    torch._register_device_module(name, _module(name))
     backend_registration.generate_methods_for_privateuse1_backend(for_storage=True)
     # Before what streams use is taken apart.
     atexit.register(torch.ops.sim.shut_down)
 
 
-def _module() -> types.ModuleType:
+def _module(name: str) -> types.ModuleType:
     """``torch.sim``, with what torch looks up there."""
-    module = types.ModuleType(f"torch.{NAME}")
+    module = types.ModuleType(f"torch.{name}")
     contents: dict[str, object] = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
