@@ -1,7 +1,7 @@
 """A simulated accelerator with a bus of a settable speed, where there is no real one.
 
-It is the one that the tests use, ``tests/accelerator``. What it shows is whether reading and copying
-overlap; how fast a real bus is it cannot tell.
+It is the one that the tests use, ``tests/accelerator``. What it shows is whether reading and
+copying overlap; how fast a real bus is it cannot tell.
 """
 
 from __future__ import annotations

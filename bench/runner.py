@@ -192,7 +192,8 @@ def _placed(case: Case, settings: Settings, path: Path) -> Iterator[tuple[Path, 
         return
     # What lies behind the mount is cached: the delay alone makes it slow.
     cache.bring(path, State.LARGE)
-    with mounts.mounted(path.parent, settings.data / "mount", case.delay_ms, case.bandwidth) as mount:
+    mount_point = settings.data / "mount"
+    with mounts.mounted(path.parent, mount_point, case.delay_ms, case.bandwidth) as mount:
         yield mount.path / path.name, mount
 
 
