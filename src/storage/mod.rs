@@ -88,19 +88,19 @@ pub trait Sink: Send + Sync {
     /// What the storage answered.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
 
-    /// Whether segments are to be given to [`write_direct_at`](Self::write_direct_at).
-    fn is_direct(&self) -> bool {
-        false
+    /// What addresses given to [`write_direct_at`](Self::write_direct_at) are multiples of; `None` where
+    /// nothing is to be given to it.
+    fn direct_align(&self) -> Option<usize> {
+        None
     }
 
-    /// Writes the first `len` bytes of `buffer`, which starts at a page and is longer by less than
-    /// one, at `offset`, which is a multiple of a page's size. What follows the bytes in their last
-    /// page is overwritten with zeros; only the end of the file may lie in mid-page.
+    /// Writes whole pages past the page cache, at an offset that is a multiple of a page's size. Only
+    /// the last page may reach beyond the end of the file.
     ///
     /// # Errors
     /// What the storage answered.
-    fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
-        self.write_all_at(&buffer[..len], offset)
+    fn write_direct_at(&self, pages: &[u8], offset: u64) -> Result<()> {
+        self.write_all_at(pages, offset)
     }
 
     /// Makes the bytes durable, if they are to be, and puts the file in its place.

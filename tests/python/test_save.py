@@ -364,3 +364,29 @@ def test_tensors_changed_after_the_save_stay_as_they_were(target: Path) -> None:
     tensor.zero_()
     assert veturboio.load(target)["a"].sum() == 2**20
     assert same(load_file(target)["a"], torch.ones(2**20))
+
+
+def test_large_files_have_their_bytes_wherever_they_lie_in_memory(tmp_path: Path) -> None:
+    # Past the page cache: some from where they lie, some by way of a buffer, pages shared by both.
+    generator = torch.Generator().manual_seed(5)
+    pool = torch.randint(0, 256, (90 << 20,), dtype=torch.uint8, generator=generator)
+    assert pool.data_ptr() % 64 == 0
+    rest = -pool.data_ptr() % 512
+    sizes = [9 << 20, 1, 4096, (20 << 20) + 8, 300 << 10, 511, 24 << 20, (12 << 20) - 24]
+    offsets = [rest + 64, 17, rest + 8, rest + 64, rest, 3, rest + 40, rest + 448]
+    state: dict[str, torch.Tensor] = {}
+    for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
+        state[f"{index}"] = pool[offset : offset + size].clone() if index % 2 else pool[:size] + 1
+    base = rest + 64
+    for index, size in enumerate(sizes):  # side by side in memory as in the file, and not quite
+        state[f"view.{index}"] = pool[base : base + size]
+        base += size + (64 if index % 3 == 0 else 0)
+    path = tmp_path / "large.safetensors"
+    for threads in (1, 4):
+        torch.ops.veturboio.save(state, str(path), num_thread=threads)
+        loaded = load_file(path)
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[name], state[name]) for name in state)
+        header = header_of(path)
+        start = path.stat().st_size - max(entry["data_offsets"][1] for entry in header.values())
+        assert start % 512 == 64, "whatever the addresses"
