@@ -23,6 +23,10 @@ class Targets {
  public:
   Targets(bool use_pinmem, bool one_allocation)
       : use_pinmem_(use_pinmem), one_allocation_(one_allocation) {}
+  Targets(const Targets&) = delete;
+  Targets& operator=(const Targets&) = delete;
+  // Whatever has become of the load, nothing is copied any more when its memory goes.
+  ~Targets() { lanes_.settle(); }
 
   // The tensors that `adopt` takes memory of.
   void fill(const StateDict& tensors) { tensors_ = &tensors; }
