@@ -13,9 +13,10 @@ use crate::{
     memory,
     plan::Place,
     save::SaveOptions,
+    storage,
     watch::Watch,
 };
-use convert::{threads, wanted};
+use convert::{options, threads, wanted};
 use failure::{border, failure_kind, take_failure};
 use interrupts::{ask_for_interrupts, asked, watch};
 use std::path::Path;
@@ -39,6 +40,14 @@ pub(crate) mod bridge {
         some: bool,
         names: Vec<String>,
         slices: Vec<SliceSpec>,
+        storage: StorageOptions,
+    }
+
+    /// What the caller says of a store.
+    struct StorageOptions {
+        pairs: Vec<Pair>,
+        /// Where downloaded objects are kept; empty for nowhere.
+        cache_dir: String,
     }
 
     /// What is wanted of a tensor: dimension, start and stop of each cut.
@@ -116,6 +125,8 @@ pub(crate) mod bridge {
         force_clone_shared_tensor: bool,
         num_thread: i64,
         durable: bool,
+        overwrite: bool,
+        storage: StorageOptions,
     }
 
     /// The last failure of a thread: `kind` is empty if there was none.
@@ -159,7 +170,9 @@ pub(crate) mod bridge {
         ) -> Result<()>;
         /// Says in a sentence which way a load would take, and why.
         fn explain(file: &[u8], request: &LoadRequest) -> Result<String>;
-        fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
+        /// The length of what a file or an address names.
+        fn byte_len(file: &[u8], storage: &StorageOptions) -> Result<i64>;
+        fn metadata(file: &[u8], storage: &StorageOptions) -> Result<Vec<Pair>>;
         /// # Safety
         /// `progress` is null or points to two aligned integers that outlive the call.
         unsafe fn save(
@@ -224,7 +237,7 @@ pub(crate) mod bridge {
 }
 
 use crate::{fill as filling, load as loading};
-use bridge::{LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageSpec};
+use bridge::{LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec};
 
 type Region = memory::Region;
 type Buffers = buffers::Buffers;
@@ -238,7 +251,8 @@ unsafe fn load(
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("load", file, |path| {
-        let request = wanted(path, request, buffers, &watch)?;
+        let storage = options(&request.storage);
+        let request = wanted(path, request, &storage, buffers, &watch)?;
         loading::load(path, &request).map(Loaded::from)
     })
 }
@@ -253,7 +267,8 @@ unsafe fn fill(
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("load", file, |path| {
-        filling::fill(path, &wanted(path, request, buffers, &watch)?, targets)
+        let storage = options(&request.storage);
+        filling::fill(path, &wanted(path, request, &storage, buffers, &watch)?, targets)
     })
 }
 
@@ -265,18 +280,32 @@ fn fill_bytes(
 ) -> Result<()> {
     let watch = Watch::new(None, asked());
     border("load", file, |path| {
-        filling::fill_bytes(path, &wanted(path, request, buffers, &watch)?, bytes)
+        let storage = options(&request.storage);
+        filling::fill_bytes(path, &wanted(path, request, &storage, buffers, &watch)?, bytes)
     })
 }
 
 fn explain(file: &[u8], request: &LoadRequest) -> Result<String> {
-    let (buffers, watch) = (Buffers::default(), Watch::default());
-    border("load", file, |path| loading::explain(path, &wanted(path, request, &buffers, &watch)?))
+    let (buffers, watch) = (Buffers::default(), Watch::new(None, asked()));
+    border("load", file, |path| {
+        let storage = options(&request.storage);
+        loading::explain(path, &wanted(path, request, &storage, &buffers, &watch)?)
+    })
 }
 
-fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
+fn byte_len(file: &[u8], told: &StorageOptions) -> Result<i64> {
+    let watch = Watch::new(None, asked());
+    border("open", file, |path| {
+        let options = storage::Options { first: storage::FIRST_OF_HEADER, ..options(told) };
+        let len = storage::open(path, &options, &watch)?.len();
+        i64::try_from(len).map_err(|error| Error::internal("open", path, error.into()))
+    })
+}
+
+fn metadata(file: &[u8], storage: &StorageOptions) -> Result<Vec<Pair>> {
+    let watch = Watch::new(None, asked());
     border("read", file, |path| {
-        let header = loading::read_header(path)?;
+        let header = loading::read_header_of(path, &options(storage), &watch)?;
         let metadata = crate::format::alias::user_metadata(&header);
         Ok(metadata.into_iter().map(|(first, second)| Pair { first, second }).collect())
     })
@@ -292,14 +321,16 @@ unsafe fn save(
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("save", file, |path| {
-        let options = SaveOptions::new()
+        let saving = SaveOptions::new()
             .metadata(request.metadata.iter().map(|pair| (&*pair.first, &*pair.second)))
             .force_contiguous(request.force_contiguous)
             .force_save_shared_tensor(request.force_save_shared_tensor)
             .force_clone_shared_tensor(request.force_clone_shared_tensor)
             .num_thread(threads(request.num_thread))
-            .durable(request.durable);
-        options.write(tensors, path, buffers, &watch)
+            .durable(request.durable)
+            .overwrite(request.overwrite)
+            .storage(options(&request.storage));
+        saving.write(tensors, path, buffers, &watch)
     })
 }
 

@@ -2,6 +2,7 @@
 //! hand out.
 
 use crate::{
+    address,
     buffers::Buffers,
     choice::{choose, Choice, Wish},
     error::{Error, Result},
@@ -15,7 +16,7 @@ use crate::{
     memory::Region,
     plan::{Plan, Storage, Tensor},
     select::{select, Selection},
-    storage::{self, Source},
+    storage::{self, Source, FIRST_OF_HEADER},
     watch::Watch,
     ways::{uring, Job, Way},
 };
@@ -36,6 +37,7 @@ pub(crate) struct Request<'a> {
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
     pub structured: bool,
+    pub storage: &'a storage::Options,
     pub buffers: &'a Buffers,
     pub watch: &'a Watch<'a>,
 }
@@ -74,9 +76,19 @@ pub(crate) struct Loaded {
 /// ```
 pub fn read_header(file: impl AsRef<Path>) -> Result<Header> {
     let watch = Watch::default();
-    let file = storage::open(file.as_ref(), &watch)?;
+    read_header_of(file.as_ref(), &storage::Options::default(), &watch)
+}
+
+/// The same with options of the storage.
+pub(crate) fn read_header_of(
+    path: &Path,
+    options: &storage::Options,
+    watch: &Watch<'_>,
+) -> Result<Header> {
+    let options = storage::Options { first: FIRST_OF_HEADER, ..options.clone() };
+    let file = storage::open(path, &options, watch)?;
     let again = is_begun(&*file);
-    let header = prefix_of(&*file, &watch).and_then(|prefix| header_of(&*file, prefix, &watch));
+    let header = prefix_of(&*file, watch).and_then(|prefix| header_of(&*file, prefix, watch));
     forget_header(&*file, again);
     header
 }
@@ -104,9 +116,14 @@ pub(crate) struct Described {
 }
 
 /// Opens `path` and reads what it holds, without its tensors.
-pub(crate) fn describe(path: &Path, structured: bool, watch: &Watch<'_>) -> Result<Described> {
+pub(crate) fn describe(
+    path: &Path,
+    structured: bool,
+    options: &storage::Options,
+    watch: &Watch<'_>,
+) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
-    let file = storage::open(path, watch)?;
+    let file = storage::open(path, options, watch)?;
     let again = is_begun(&*file);
     let prefix = prefix_of(&*file, watch)?;
     if !is_pytorch(&prefix) {
@@ -148,6 +165,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     let Described { file, again, plan, .. } = wanted(path, request)?;
     let Choice { way, num_thread, reason, .. } = chosen(&*file, &plan, again, request);
     let how = match way {
+        _ if file.file_system().storage == storage::Storage::Object => "read by range",
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
         Way::Direct => "read past the page cache",
@@ -158,7 +176,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     forget_header(&*file, again);
     Ok(format!(
         "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
-        path.display(),
+        address::shown(path).display(),
         way = way.name(),
     ))
 }
@@ -170,9 +188,13 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     }
     let selection = &request.selection;
     if selection.is_everything() {
-        return describe(path, request.structured, request.watch);
+        let first = if request.header_only { FIRST_OF_HEADER } else { request.storage.first };
+        let options = storage::Options { first, ..request.storage.clone() };
+        return describe(path, request.structured, &options, request.watch);
     }
-    let Described { file, again, plan, names, .. } = describe(path, false, request.watch)?;
+    let options = storage::Options { first: FIRST_OF_HEADER, ..request.storage.clone() };
+    let Described { file, again, plan, names, .. } =
+        describe(path, false, &options, request.watch)?;
     let (plan, names) = select(&plan, names, selection).map_err(|refused| {
         let error = Error::argument("load", path, refused.reason);
         match refused.tensor {

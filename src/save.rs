@@ -11,7 +11,7 @@ use crate::{
     },
     load::DEFAULT_NUM_THREAD,
     share::{self, View},
-    storage,
+    storage::{self, Creation},
     tensors::{StateDict, Tensor},
     watch::Watch,
     writer::{Item, Layout, Writer},
@@ -20,10 +20,6 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
 };
-
-/// Threads that write at once, at most: each may hold a buffer of a segment, and more of them
-/// do not make a file system faster.
-const MAX_WRITERS: usize = 4;
 
 /// How many names a message about shared tensors lists.
 const MAX_LISTED: usize = 5;
@@ -52,6 +48,8 @@ pub struct SaveOptions {
     force_clone_shared_tensor: bool,
     num_thread: usize,
     durable: bool,
+    overwrite: bool,
+    storage: storage::Options,
 }
 
 impl Default for SaveOptions {
@@ -63,6 +61,8 @@ impl Default for SaveOptions {
             force_clone_shared_tensor: false,
             num_thread: DEFAULT_NUM_THREAD,
             durable: true,
+            overwrite: true,
+            storage: storage::Options::default(),
         }
     }
 }
@@ -122,6 +122,29 @@ impl SaveOptions {
         self
     }
 
+    /// Whether a file or object of that name is replaced (the default) or refused.
+    #[must_use]
+    pub fn overwrite(mut self, yes: bool) -> Self {
+        self.overwrite = yes;
+        self
+    }
+
+    /// Options of the store, by the names of its own tools' variables in lower case, such as
+    /// `aws_endpoint_url`. They precede the environment.
+    #[must_use]
+    pub fn storage_options<K: Into<String>, V: Into<String>>(
+        mut self,
+        options: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        self.storage = storage::Options::new(options);
+        self
+    }
+
+    pub(crate) fn storage(mut self, options: storage::Options) -> Self {
+        self.storage = options;
+        self
+    }
+
     /// Writes `tensors` to `path`; what must be gathered passes through `buffers`.
     pub(crate) fn write(
         &self,
@@ -164,12 +187,13 @@ impl SaveOptions {
         let end = items.last().map_or(data_start, |item| item.bytes.end);
 
         watch.begin(end);
-        let sink = storage::create(path, end, self.durable)?;
+        let &Self { durable, overwrite, .. } = self;
+        let creation = Creation { len: end, durable, overwrite };
+        let sink = storage::create(path, creation, &self.storage, watch)?;
         let header = header.bytes;
         let file = Layout { tensors, views: &views, header: &header, items: &items };
-        Writer { file, sink: &*sink, path, buffers, watch }
-            .write_all(self.num_thread.min(MAX_WRITERS))?;
-        sink.commit()
+        Writer { file, sink: &*sink, path, buffers, watch }.write_all(self.num_thread)?;
+        sink.commit(watch)
     }
 
     fn describe(&self, tensors: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {

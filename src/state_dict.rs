@@ -11,6 +11,7 @@ use crate::{
     save::SaveOptions,
     select::Selection,
     slice::Cut,
+    storage,
     watch::Watch,
     ways::Way,
 };
@@ -33,11 +34,17 @@ pub struct LoadOptions {
     num_thread: usize,
     way: Option<Way>,
     selection: Selection,
+    storage: storage::Options,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { num_thread: DEFAULT_NUM_THREAD, way: None, selection: Selection::default() }
+        Self {
+            num_thread: DEFAULT_NUM_THREAD,
+            way: None,
+            selection: Selection::default(),
+            storage: storage::Options::default(),
+        }
     }
 }
 
@@ -66,6 +73,18 @@ impl LoadOptions {
     #[must_use]
     pub fn way(mut self, way: Way) -> Self {
         self.way = Some(way);
+        self
+    }
+
+    /// Options of the store, by the names of its own tools' variables in lower case, such as
+    /// `aws_endpoint_url`. They precede the environment.
+    #[must_use]
+    pub fn storage_options<K: Into<String>, V: Into<String>>(
+        mut self,
+        options: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let pairs = storage::Options::new(options).pairs;
+        self.storage = storage::Options { pairs, ..self.storage };
         self
     }
 
@@ -128,12 +147,13 @@ impl LoadOptions {
         load::explain(file.as_ref(), &self.request(&buffers, &watch))
     }
 
-    fn request<'a>(&self, buffers: &'a Buffers, watch: &'a Watch<'a>) -> Request<'a> {
+    fn request<'a>(&'a self, buffers: &'a Buffers, watch: &'a Watch<'a>) -> Request<'a> {
         Request {
             wish: Wish { way: self.way, num_thread: self.num_thread },
             selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            storage: &self.storage,
             buffers,
             watch,
         }

@@ -3,7 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::bridge::{
-    self, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageSpec, TensorSpec, TensorView,
+    self, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageOptions, StorageSpec, TensorSpec,
+    TensorView,
 };
 use crate::{
     buffers::Buffers,
@@ -14,16 +15,17 @@ use crate::{
     plan::{self, Place},
     select::Selection,
     slice::Cut,
-    tensors,
+    storage, tensors,
     watch::Watch,
     ways::Way,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The core's request for what C++ asks.
 pub(super) fn wanted<'a>(
     path: &Path,
     request: &LoadRequest,
+    storage: &'a storage::Options,
     buffers: &'a Buffers,
     watch: &'a Watch<'a>,
 ) -> Result<loading::Request<'a>> {
@@ -56,7 +58,14 @@ pub(super) fn wanted<'a>(
     }
     let wish = Wish { way, num_thread: threads(request.num_thread) };
     let &LoadRequest { header_only, structured, .. } = request;
-    Ok(loading::Request { wish, selection, header_only, structured, buffers, watch })
+    Ok(loading::Request { wish, selection, header_only, structured, storage, buffers, watch })
+}
+
+/// What the caller says of a store.
+pub(super) fn options(told: &StorageOptions) -> storage::Options {
+    let pairs = told.pairs.iter().map(|pair| (&*pair.first, &*pair.second));
+    let cache_dir = Some(&told.cache_dir).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    storage::Options { cache_dir, ..storage::Options::new(pairs) }
 }
 
 /// No thread at all is asked for by 0 and by every negative number; the core refuses it.
