@@ -68,6 +68,22 @@ std::int64_t* counters(const std::optional<at::Tensor>& progress) {
   return progress->mutable_data_ptr<std::int64_t>();
 }
 
+// What the caller says of a store.
+struct Store {
+  std::optional<StringDict> options;
+  std::optional<std::string> cache_dir;
+
+  StorageOptions told() const {
+    StorageOptions told{.pairs = {}, .cache_dir = cache_dir.value_or("")};
+    if (options.has_value()) {
+      for (const auto& entry : *options) {
+        told.pairs.push_back(Pair{entry.key(), entry.value()});
+      }
+    }
+    return told;
+  }
+};
+
 // What is wanted of a file, as the operators take it.
 struct Wanted {
   std::int64_t num_thread;
@@ -78,6 +94,7 @@ struct Wanted {
   std::optional<at::Device> map_location = {};
   std::optional<DeviceDict> devices = {};
   std::optional<at::ScalarType> dtype = {};
+  Store store = {};
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
@@ -94,6 +111,7 @@ struct Wanted {
         .devices = {},
         .converted = dtype.has_value(),
         .dtype = static_cast<std::int8_t>(dtype.value_or(at::kFloat)),
+        .storage = store.told(),
     };
     if (map_location.has_value() && !is_meta()) {
       request.devices.push_back(rule("", *map_location));
@@ -199,19 +217,36 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    std::optional<std::vector<std::string>> names,
                    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
                    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
-                   std::optional<at::ScalarType> dtype, bool one_allocation) {
+                   std::optional<at::ScalarType> dtype, bool one_allocation,
+                   std::optional<StringDict> storage_options,
+                   std::optional<std::string> cache_dir) {
   check_helper(file, helper, use_pinmem);
   if (state_dict.has_value()) {
     TORCH_CHECK_VALUE(!names.has_value() && !slices.has_value() && !dtype.has_value(),
                       "state_dict cannot be combined with names, slices or dtype");
-    const Wanted wanted{num_thread, use_direct_io, std::move(way), {}, {}};
+    const Wanted wanted{num_thread,
+                        use_direct_io,
+                        std::move(way),
+                        {},
+                        {},
+                        {},
+                        {},
+                        {},
+                        {std::move(storage_options), std::move(cache_dir)}};
     const HelperPtr lender = helper_or_own(helper);
     fill_tensors(file, wanted, *state_dict, use_pinmem, *lender, counters(progress));
     decide(helper, use_pinmem);
     return *state_dict;
   }
-  const Wanted wanted{num_thread,        use_direct_io, std::move(way),     std::move(names),
-                      std::move(slices), map_location,  std::move(devices), dtype};
+  const Wanted wanted{num_thread,
+                      use_direct_io,
+                      std::move(way),
+                      std::move(names),
+                      std::move(slices),
+                      map_location,
+                      std::move(devices),
+                      dtype,
+                      {std::move(storage_options), std::move(cache_dir)}};
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -224,10 +259,18 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     std::optional<std::vector<std::string>> names,
     std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
     const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
-    std::optional<at::ScalarType> dtype, bool one_allocation) {
+    std::optional<at::ScalarType> dtype, bool one_allocation,
+    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir) {
   check_helper(file, helper, use_pinmem);
-  const Wanted wanted{num_thread,        use_direct_io, std::move(way),     std::move(names),
-                      std::move(slices), map_location,  std::move(devices), dtype};
+  const Wanted wanted{num_thread,
+                      use_direct_io,
+                      std::move(way),
+                      std::move(names),
+                      std::move(slices),
+                      map_location,
+                      std::move(devices),
+                      dtype,
+                      {std::move(storage_options), std::move(cache_dir)}};
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -240,10 +283,20 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
 }
 
 void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
-                   bool use_direct_io, const MaybeHelper& helper) {
+                   bool use_direct_io, const MaybeHelper& helper,
+                   std::optional<StringDict> storage_options,
+                   std::optional<std::string> cache_dir) {
   TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
                     "bytes must be a contiguous uint8 tensor on the CPU");
-  const Wanted wanted{num_thread, use_direct_io, {}, {}, {}};
+  const Wanted wanted{num_thread,
+                      use_direct_io,
+                      {},
+                      {},
+                      {},
+                      {},
+                      {},
+                      {},
+                      {std::move(storage_options), std::move(cache_dir)}};
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   const HelperPtr lender = helper_or_own(helper);
@@ -254,9 +307,18 @@ void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_
 std::string explain_op(const std::string& file, std::int64_t num_thread, bool use_direct_io,
                        std::optional<std::string> way,
                        std::optional<std::vector<std::string>> names,
-                       std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices) {
-  const Wanted wanted{num_thread, use_direct_io, std::move(way), std::move(names),
-                      std::move(slices)};
+                       std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+                       std::optional<StringDict> storage_options,
+                       std::optional<std::string> cache_dir) {
+  const Wanted wanted{num_thread,
+                      use_direct_io,
+                      std::move(way),
+                      std::move(names),
+                      std::move(slices),
+                      {},
+                      {},
+                      {},
+                      {std::move(storage_options), std::move(cache_dir)}};
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   return std::string(calling([&] { return explain(path(file), request, none); }));
@@ -265,7 +327,8 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
 void save_op(const TensorDict& state_dict, const std::string& file,
              const std::optional<StringDict>& metadata, bool force_contiguous,
              bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
-             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable) {
+             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable,
+             bool overwrite, const std::optional<StringDict>& storage_options) {
   StateDict tensors;
   for (const auto& entry : state_dict) {
     const at::Tensor tensor = entry.value();
@@ -278,6 +341,8 @@ void save_op(const TensorDict& state_dict, const std::string& file,
       .force_clone_shared_tensor = force_clone_shared_tensor,
       .num_thread = num_thread,
       .durable = durable,
+      .overwrite = overwrite,
+      .storage = Store{storage_options, {}}.told(),
   };
   if (metadata.has_value()) {
     for (const auto& entry : *metadata) {
@@ -291,12 +356,19 @@ void save_op(const TensorDict& state_dict, const std::string& file,
 
 HelperPtr init_io_helper_op(std::int64_t nbytes) { return c10::make_intrusive<IOHelper>(nbytes); }
 
-StringDict metadata_op(const std::string& file) {
+StringDict metadata_op(const std::string& file, const std::optional<StringDict>& storage_options) {
   StringDict entries;
-  for (const Pair& entry : calling([&] { return metadata(path(file)); })) {
+  const StorageOptions storage = Store{storage_options, {}}.told();
+  for (const Pair& entry : calling([&] { return metadata(path(file), storage); })) {
     entries.insert(std::string(entry.first), std::string(entry.second));
   }
   return entries;
+}
+
+std::int64_t byte_len_op(const std::string& file, const std::optional<StringDict>& storage_options,
+                         std::optional<std::string> cache_dir) {
+  const StorageOptions storage = Store{storage_options, std::move(cache_dir)}.told();
+  return calling([&] { return byte_len(path(file), storage); });
 }
 
 std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> take_failure_op() {
@@ -346,13 +418,15 @@ TORCH_LIBRARY(veturboio, m) {
   // the longest decides, `map_location` for those that none names. `dtype`: what tensors of
   // floating point are converted to. `one_allocation`: one piece of memory for all tensors on a
   // device.
+  // `progress`: as for save. `storage_options`: of a store that `file` is an address of, by the
+  // names of its own tools' variables in lower case. `cache_dir`: keeps what is downloaded.
   define(m,
          "load(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
-         "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False) "
-         "-> Dict(str, Tensor)",
+         "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> Dict(str, Tensor)",
          &load_op);
 
   // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
@@ -362,34 +436,45 @@ TORCH_LIBRARY(veturboio, m) {
          "bool use_direct_io=False, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
-         "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False) -> "
+         "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> "
          "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
          &load_values_op);
 
   // Reads a file as it is into a uint8[length] CPU tensor, once it has been found well formed.
   define(m,
          "_load_bytes(str file, Tensor bytes, *, int num_thread=32, bool use_direct_io=False, "
-         "__torch__.torch.classes.veturboio.IOHelper? helper=None) -> ()",
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> ()",
          &load_bytes_op);
+
+  // The length of what a file or an address names.
+  define(m,
+         "_byte_len(str file, *, Dict(str, str)? storage_options=None, str? cache_dir=None) -> int",
+         &byte_len_op);
 
   // Says in a sentence which way a load would take, and why.
   define(m,
          "explain(str file, *, int num_thread=32, bool use_direct_io=False, str? way=None, "
-         "str[]? names=None, Dict(str, int[])? slices=None) -> str",
+         "str[]? names=None, Dict(str, int[])? slices=None, Dict(str, str)? storage_options=None, "
+         "str? cache_dir=None) -> str",
          &explain_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
   // int64[2] CPU tensor that is told the bytes done and the bytes in all while they move.
-  // `durable`: the file is on the disk when the call returns.
+  // `durable`: the file is on the disk when the call returns. `overwrite`: false refuses to replace
+  // a file. `storage_options`: as for load.
   define(m,
          "save(Dict(str, Tensor) state_dict, str file, *, Dict(str, str)? metadata=None, "
          "bool force_contiguous=True, bool force_save_shared_tensor=False, "
          "bool force_clone_shared_tensor=False, int num_thread=32, Tensor? progress=None, "
-         "__torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True) -> ()",
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True, "
+         "bool overwrite=True, Dict(str, str)? storage_options=None) -> ()",
          &save_op);
 
   // The free-form strings that a safetensors file holds.
-  define(m, "metadata(str file) -> Dict(str, str)", &metadata_op);
+  define(m, "metadata(str file, *, Dict(str, str)? storage_options=None) -> Dict(str, str)",
+         &metadata_op);
 
   // What the last failed call on this thread failed on: kind, errno, tensor, reason. Python makes
   // its exceptions from it. Asking forgets.

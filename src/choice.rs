@@ -89,6 +89,10 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         None => "nobody tells what the page cache holds of it".to_owned(),
     };
     let (way, reason) = match (wish.way, storage) {
+        (Some(way), Storage::Object) if way != Way::Read => {
+            (Way::Read, format!("{} was asked for, and {name} knows ranges only", way.name()))
+        }
+        (None, Storage::Object) => (Way::Read, format!("each request to {name} takes its time")),
         (Some(way), _) => (way, format!("{} was asked for", way.name())),
         _ if is_cached => (Way::Map, held),
         (None, Storage::Remote) if is_short(1) => {
@@ -115,7 +119,7 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
     let depth = match (way, storage) {
         (Way::Map | Way::Read, Storage::Disk | Storage::Memory) => processors,
         (Way::Map | Way::Read, Storage::Remote) if is_cached => processors,
-        (_, Storage::Remote) => usize::MAX,
+        (_, Storage::Remote | Storage::Object) => usize::MAX,
         (Way::Direct | Way::Uring, _) => processors.max(DISK_DEPTH),
     };
     choice(way, depth, reason)
@@ -135,6 +139,7 @@ mod tests {
     const EXT4: u32 = 0xEF53;
     const FUSE: u32 = 0x6573_5546;
     const TMPFS: u32 = 0x0102_1994;
+    const S3: FileSystem = FileSystem { name: "s3", storage: Storage::Object };
 
     fn facts(magic: u32, cached: Option<f64>) -> Facts {
         Facts {
@@ -188,6 +193,18 @@ mod tests {
         assert_eq!(chosen(facts(0x6969, Some(0.9))), (Way::Direct, 32));
         let short = Facts { available: Some(1 << 30), ..facts(FUSE, Some(0.0)) };
         assert_eq!(chosen(short).0, Way::Map);
+    }
+
+    #[test]
+    fn an_object_is_read_by_range_whatever_was_asked_for() {
+        let object = Facts { file_system: S3, ..facts(FUSE, None) };
+        let asked = |way| choose(Wish { way, num_thread: 16 }, &object);
+        for way in Way::ALL.map(Some).into_iter().chain([None]) {
+            let choice = asked(way);
+            assert_eq!((choice.way, choice.num_thread), (Way::Read, 16));
+            assert_eq!(choice.segment_len, SEGMENT_LEN);
+        }
+        assert!(asked(None).reason.contains("each request to s3 takes its time"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! TorchScript and Python, because TorchScript keeps nothing of an error but its text.
 
 use crate::{
+    address,
     format::{cut, shown, Malformed},
     watch::Stopped,
 };
@@ -69,7 +70,9 @@ const MAX_REASON: usize = 1000;
 
 impl Error {
     fn new(kind: Kind, action: &'static str, file: &Path, cause: anyhow::Error) -> Self {
-        Self { kind, action, file: file.to_owned(), tensor: None, cause }
+        // An address may hold a signature or a password.
+        let file = address::shown(file).into_owned();
+        Self { kind, action, file, tensor: None, cause }
     }
 
     pub(crate) fn io(action: &'static str, file: &Path, cause: io::Error) -> Self {
@@ -136,7 +139,9 @@ impl Error {
     /// The operating system's number, where it was the one to refuse.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
-        self.cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
+        let error = self.cause.downcast_ref::<io::Error>()?;
+        let said = || error.get_ref()?.downcast_ref::<Said>().map(|said| said.errno);
+        error.raw_os_error().or_else(said)
     }
 
     #[must_use]
@@ -184,6 +189,34 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.source()
     }
+}
+
+/// A refusal of the system's kind in words of our own: a store has no errno, and a program wants one.
+#[derive(Debug)]
+pub(crate) struct Said {
+    errno: i32,
+    words: String,
+}
+
+impl Said {
+    #[cfg_attr(not(feature = "cloud"), allow(dead_code))]
+    pub(crate) fn errno(&self) -> i32 {
+        self.errno
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl std::error::Error for Said {}
+
+/// An error that says `words` and has the errno's kind.
+pub(crate) fn said(errno: i32, words: impl Into<String>) -> io::Error {
+    let kind = io::Error::from_raw_os_error(errno).kind();
+    io::Error::new(kind, Said { errno, words: words.into() })
 }
 
 /// Whether it is the caller's own wish that has come to be an error of reading or writing.

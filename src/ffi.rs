@@ -13,9 +13,10 @@ use crate::{
     memory,
     plan::Place,
     save::SaveOptions,
+    storage,
     watch::Watch,
 };
-use convert::{threads, Wanted};
+use convert::{options, threads, Wanted};
 use failure::{border, failure_kind, take_failure};
 use interrupts::{ask_for_interrupts, asked, watch};
 use std::path::Path;
@@ -45,6 +46,7 @@ pub(crate) mod bridge {
         /// Whether tensors of floating point are to have `dtype`, a `c10::ScalarType`.
         converted: bool,
         dtype: i8,
+        storage: StorageOptions,
     }
 
     /// The device of a name, or of all names that begin with it and a dot.
@@ -76,6 +78,13 @@ pub(crate) mod bridge {
         at: u64,
         to: u64,
         len: u64,
+    }
+
+    /// What the caller says of a store.
+    struct StorageOptions {
+        pairs: Vec<Pair>,
+        /// Where downloaded objects are kept; empty for nowhere.
+        cache_dir: String,
     }
 
     /// What is wanted of a tensor: dimension, start and stop of each cut.
@@ -155,6 +164,8 @@ pub(crate) mod bridge {
         force_clone_shared_tensor: bool,
         num_thread: i64,
         durable: bool,
+        overwrite: bool,
+        storage: StorageOptions,
     }
 
     /// The last failure of a thread: `kind` is empty if there was none.
@@ -201,7 +212,9 @@ pub(crate) mod bridge {
         ) -> Result<()>;
         /// Says in a sentence which way a load would take, and why.
         fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String>;
-        fn metadata(file: &[u8]) -> Result<Vec<Pair>>;
+        /// The length of what a file or an address names.
+        fn byte_len(file: &[u8], storage: &StorageOptions) -> Result<i64>;
+        fn metadata(file: &[u8], storage: &StorageOptions) -> Result<Vec<Pair>>;
         /// # Safety
         /// `progress` is null or points to two aligned integers that outlive the call.
         unsafe fn save(
@@ -296,7 +309,9 @@ pub(crate) mod bridge {
 }
 
 use crate::{fill as filling, load as loading};
-use bridge::{LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageSpec, Targets};
+use bridge::{
+    LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec, Targets,
+};
 
 type Region = memory::Region;
 type Buffers = buffers::Buffers;
@@ -347,16 +362,26 @@ fn fill_bytes(
 }
 
 fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String> {
-    let (buffers, watch) = (Buffers::default(), Watch::default());
+    let (buffers, watch) = (Buffers::default(), Watch::new(None, asked()));
     border("load", file, |path| {
         let request = Wanted::of(path, request)?;
         loading::explain(path, &request.with(targets, &buffers, &watch))
     })
 }
 
-fn metadata(file: &[u8]) -> Result<Vec<Pair>> {
+fn byte_len(file: &[u8], told: &StorageOptions) -> Result<i64> {
+    let watch = Watch::new(None, asked());
+    border("open", file, |path| {
+        let options = storage::Options { first: storage::FIRST_OF_HEADER, ..options(told) };
+        let len = storage::open(path, &options, &watch)?.len();
+        i64::try_from(len).map_err(|error| Error::internal("open", path, error.into()))
+    })
+}
+
+fn metadata(file: &[u8], storage: &StorageOptions) -> Result<Vec<Pair>> {
+    let watch = Watch::new(None, asked());
     border("read", file, |path| {
-        let header = loading::read_header(path)?;
+        let header = loading::read_header_of(path, &options(storage), &watch)?;
         let metadata = crate::format::alias::user_metadata(&header);
         Ok(metadata.into_iter().map(|(first, second)| Pair { first, second }).collect())
     })
@@ -372,14 +397,16 @@ unsafe fn save(
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("save", file, |path| {
-        let options = SaveOptions::new()
+        let saving = SaveOptions::new()
             .metadata(request.metadata.iter().map(|pair| (&*pair.first, &*pair.second)))
             .force_contiguous(request.force_contiguous)
             .force_save_shared_tensor(request.force_save_shared_tensor)
             .force_clone_shared_tensor(request.force_clone_shared_tensor)
             .num_thread(threads(request.num_thread))
-            .durable(request.durable);
-        options.write(tensors, path, buffers, &watch)
+            .durable(request.durable)
+            .overwrite(request.overwrite)
+            .storage(options(&request.storage));
+        saving.write(tensors, path, buffers, &watch)
     })
 }
 

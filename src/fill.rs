@@ -93,7 +93,7 @@ fn described(path: &Path, request: &load::Request<'_>, structured: bool) -> Resu
     if request.wish.num_thread == 0 {
         return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
     }
-    describe(path, structured, false, request.watch)
+    describe(path, structured, false, request.storage, request.watch)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it

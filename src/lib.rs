@@ -22,6 +22,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | `address` | what a name names: a file, or an object of a store. Pure |
 //! | `watch` | what a caller sees of a running load or save, and how he stops it |
 //! | `error` | what can go wrong, and the words for it |
 //! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
@@ -49,6 +50,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("veturboio needs 64-bit addresses: files are mapped whole");
 
+mod address;
 mod buffers;
 mod choice;
 mod error;

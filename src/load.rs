@@ -2,6 +2,7 @@
 //! hand out.
 
 use crate::{
+    address,
     buffers::Buffers,
     choice::{choose, Choice, Wish},
     error::{Error, Result},
@@ -18,7 +19,7 @@ use crate::{
     placement::{spread, Home, Placement, Spread},
     plan::{Plan, Tensor},
     select::{select, Selection},
-    storage::{self, Source},
+    storage::{self, Source, FIRST_OF_HEADER},
     targets::Targets,
     watch::Watch,
     ways::{uring, Job, Way},
@@ -44,6 +45,7 @@ pub(crate) struct Request<'a> {
     pub placement: &'a Placement,
     /// Devices, if some are wanted there.
     pub targets: &'a dyn Targets,
+    pub storage: &'a storage::Options,
     pub buffers: &'a Buffers,
     pub watch: &'a Watch<'a>,
 }
@@ -82,9 +84,19 @@ pub(crate) struct Loaded {
 /// ```
 pub fn read_header(file: impl AsRef<Path>) -> Result<Header> {
     let watch = Watch::default();
-    let file = storage::open(file.as_ref(), &watch)?;
+    read_header_of(file.as_ref(), &storage::Options::default(), &watch)
+}
+
+/// The same with options of the storage.
+pub(crate) fn read_header_of(
+    path: &Path,
+    options: &storage::Options,
+    watch: &Watch<'_>,
+) -> Result<Header> {
+    let options = storage::Options { first: FIRST_OF_HEADER, ..options.clone() };
+    let file = storage::open(path, &options, watch)?;
     let again = is_begun(&*file);
-    let header = prefix_of(&*file, &watch).and_then(|prefix| header_of(&*file, prefix, &watch));
+    let header = prefix_of(&*file, watch).and_then(|prefix| header_of(&*file, prefix, watch));
     forget_header(&*file, again);
     header
 }
@@ -117,10 +129,11 @@ pub(crate) fn describe(
     path: &Path,
     structured: bool,
     with_names: bool,
+    options: &storage::Options,
     watch: &Watch<'_>,
 ) -> Result<Described> {
     let refused = |malformed| Error::format(path, malformed);
-    let file = storage::open(path, watch)?;
+    let file = storage::open(path, options, watch)?;
     let again = is_begun(&*file);
     let prefix = prefix_of(&*file, watch)?;
     if !is_pytorch(&prefix) {
@@ -217,6 +230,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     let Described { file, again, plan, .. } = wanted(path, request)?;
     let Choice { way, num_thread, reason, .. } = chosen(&*file, &plan, again, request);
     let how = match way {
+        _ if file.file_system().storage == storage::Storage::Object => "read by range",
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
         Way::Direct => "read past the page cache",
@@ -227,7 +241,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     forget_header(&*file, again);
     Ok(format!(
         "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
-        path.display(),
+        address::shown(path).display(),
         way = way.name(),
     ))
 }
@@ -242,10 +256,14 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
     }
     let selection = &request.selection;
     if selection.is_everything() {
+        let first = if request.header_only { FIRST_OF_HEADER } else { request.storage.first };
+        let options = storage::Options { first, ..request.storage.clone() };
         let with_names = !request.placement.is_plain();
-        return describe(path, request.structured, with_names, request.watch);
+        return describe(path, request.structured, with_names, &options, request.watch);
     }
-    let Described { file, again, plan, names, .. } = describe(path, false, true, request.watch)?;
+    let options = storage::Options { first: FIRST_OF_HEADER, ..request.storage.clone() };
+    let Described { file, again, plan, names, .. } =
+        describe(path, false, true, &options, request.watch)?;
     let (plan, names) =
         select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
     Ok(Described { file, again, plan, names, structure: None })

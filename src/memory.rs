@@ -6,6 +6,7 @@
 use crate::{
     plan::{Copy, Place, Plan, SEGMENT_LEN},
     slice::{Block, Runs},
+    storage::Storage,
     threads,
     ways::{
         direct::{direct, read_piece},
@@ -18,6 +19,9 @@ use std::{fs::File, io, ptr::NonNull};
 /// Runs nearer to each other than this are read as one: what lies between costs less than another
 /// request, even to a disk.
 const NEAR: u64 = 16 << 10;
+
+/// The same in a store of objects: a request takes as long as so many bytes.
+const NEAR_AFAR: u64 = 512 << 10;
 
 /// What a buffer takes of a file at once, so that it can begin and end at whole pages.
 const SPAN: u64 = SEGMENT_LEN - 2 * PAGE;
@@ -73,8 +77,10 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
     let mut rest: &mut [u8] = &mut memory;
     let mut taken = 0;
     let mut parts = Vec::new();
+    let is_afar = job.file.file_system().storage == Storage::Object;
+    let near = if is_afar { NEAR_AFAR } else { NEAR };
     for copy in &plan.copies {
-        for block in copy.from.blocks(SPAN, NEAR) {
+        for block in copy.from.blocks(SPAN, near) {
             let start = (copy.to + block.to.start - taken) as usize;
             let (_, after) = std::mem::take(&mut rest).split_at_mut(start);
             let (target, after) = after.split_at_mut((block.to.end - block.to.start) as usize);

@@ -11,7 +11,7 @@ use crate::{
     },
     load::DEFAULT_NUM_THREAD,
     share::{self, View},
-    storage,
+    storage::{self, Creation},
     tensors::{StateDict, Tensor},
     watch::Watch,
     writer::{Item, Layout, Writer},
@@ -21,10 +21,6 @@ use std::{
     io,
     path::Path,
 };
-
-/// Threads that write at once, at most: each may hold a buffer of a segment, and more of them
-/// do not make a file system faster.
-const MAX_WRITERS: usize = 4;
 
 /// From so many bytes of tensors on, the header is padded so that they can be written to a disk from
 /// where they lie, and be read into where they are wanted: large blocks of memory begin 64 bytes
@@ -61,6 +57,8 @@ pub struct SaveOptions {
     force_clone_shared_tensor: bool,
     num_thread: usize,
     durable: bool,
+    overwrite: bool,
+    storage: storage::Options,
 }
 
 impl Default for SaveOptions {
@@ -72,6 +70,8 @@ impl Default for SaveOptions {
             force_clone_shared_tensor: false,
             num_thread: DEFAULT_NUM_THREAD,
             durable: true,
+            overwrite: true,
+            storage: storage::Options::default(),
         }
     }
 }
@@ -131,6 +131,29 @@ impl SaveOptions {
         self
     }
 
+    /// Whether a file or object of that name is replaced (the default) or refused.
+    #[must_use]
+    pub fn overwrite(mut self, yes: bool) -> Self {
+        self.overwrite = yes;
+        self
+    }
+
+    /// Options of the store, by the names of its own tools' variables in lower case, such as
+    /// `aws_endpoint_url`. They precede the environment.
+    #[must_use]
+    pub fn storage_options<K: Into<String>, V: Into<String>>(
+        mut self,
+        options: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        self.storage = storage::Options::new(options);
+        self
+    }
+
+    pub(crate) fn storage(mut self, options: storage::Options) -> Self {
+        self.storage = options;
+        self
+    }
+
     /// Writes `tensors` to `path`; what must be gathered passes through `buffers`.
     pub(crate) fn write(
         &self,
@@ -176,10 +199,12 @@ impl SaveOptions {
         let end = items.last().map_or(data_start, |item| item.bytes.end);
 
         watch.begin(end);
-        let sink = storage::create(path, end, self.durable)?;
+        let &Self { durable, overwrite, .. } = self;
+        let creation = Creation { len: end, durable, overwrite };
+        let sink = storage::create(path, creation, &self.storage, watch)?;
         let header = header.bytes;
         let file = Layout { tensors, views: &views, header: &header, items: &items };
-        let writers = self.num_thread.min(MAX_WRITERS);
+        let writers = sink.writers(self.num_thread);
         let failed = |error| Error::device("save", path, error);
         tensors.begin().map_err(failed)?;
         let kind = if buffers.are_pinned() { tensors.pinned_kind().map_err(failed)? } else { None };
@@ -190,7 +215,7 @@ impl SaveOptions {
         let limit = buffers.room_for(kind, writers as u64);
         let ring = Ring { buffers, kind, limit, allocate: &allocate };
         Writer { file, sink: &*sink, path, ring: &ring, watch }.write_all(writers)?;
-        sink.commit()
+        sink.commit(watch)
     }
 
     fn describe(&self, tensors: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {

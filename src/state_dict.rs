@@ -12,6 +12,7 @@ use crate::{
     save::SaveOptions,
     select::Selection,
     slice::Cut,
+    storage,
     watch::Watch,
     ways::Way,
 };
@@ -35,6 +36,7 @@ pub struct LoadOptions {
     way: Option<Way>,
     selection: Selection,
     placement: Placement,
+    storage: storage::Options,
 }
 
 impl Default for LoadOptions {
@@ -44,6 +46,7 @@ impl Default for LoadOptions {
             way: None,
             selection: Selection::default(),
             placement: Placement::default(),
+            storage: storage::Options::default(),
         }
     }
 }
@@ -73,6 +76,18 @@ impl LoadOptions {
     #[must_use]
     pub fn way(mut self, way: Way) -> Self {
         self.way = Some(way);
+        self
+    }
+
+    /// Options of the store, by the names of its own tools' variables in lower case, such as
+    /// `aws_endpoint_url`. They precede the environment.
+    #[must_use]
+    pub fn storage_options<K: Into<String>, V: Into<String>>(
+        mut self,
+        options: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let pairs = storage::Options::new(options).pairs;
+        self.storage = storage::Options { pairs, ..self.storage };
         self
     }
 
@@ -197,6 +212,7 @@ impl LoadOptions {
             structured: false,
             placement: &self.placement,
             targets,
+            storage: &self.storage,
             buffers,
             watch,
         }

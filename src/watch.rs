@@ -6,6 +6,7 @@ use std::{
         atomic::{AtomicBool, AtomicI64, Ordering},
         Mutex,
     },
+    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -37,6 +38,8 @@ pub struct Watch<'a> {
     counters: Option<[&'a AtomicI64; 2]>,
     /// Asked on the caller's own thread; true stops the work.
     interrupted: Option<fn() -> bool>,
+    /// The caller's own thread.
+    caller: Option<ThreadId>,
     stopped: AtomicBool,
     /// When that was asked.
     looked: Mutex<Option<Instant>>,
@@ -45,7 +48,8 @@ pub struct Watch<'a> {
 impl<'a> Watch<'a> {
     #[must_use]
     pub fn new(counters: Option<[&'a AtomicI64; 2]>, interrupted: Option<fn() -> bool>) -> Self {
-        Self { counters, interrupted, ..Self::default() }
+        let caller = Some(thread::current().id());
+        Self { counters, interrupted, caller, ..Self::default() }
     }
 
     /// Says how many bytes there are to be moved, of which none is moved yet.
@@ -70,10 +74,10 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Asks, on the caller's thread, whether to stop; now and then, since the answer may have to be
-    /// waited for.
+    /// Asks whether to stop, on the caller's thread and nowhere else; now and then, since the answer
+    /// may have to be waited for.
     pub fn look(&self) {
-        if self.interrupted.is_none() {
+        if self.interrupted.is_none() || self.caller != Some(thread::current().id()) {
             return;
         }
         let Ok(mut looked) = self.looked.lock() else { return };

@@ -89,10 +89,12 @@ impl From<Stopped> for Ended {
 impl Writer<'_> {
     /// Writes the whole file on at most `num_thread` threads.
     pub fn write_all(&self, num_thread: usize) -> Result<()> {
-        let segments = plan::segments(0..self.file.len(), plan::SEGMENT_LEN).collect();
+        let len = self.sink.part_len().unwrap_or(plan::SEGMENT_LEN);
+        let segments = plan::segments(0..self.file.len(), len).collect();
         threads::for_each(num_thread, segments, self.watch, |segment: Range<u64>| {
             let len = segment.end - segment.start;
             let written = match self.sink.direct_align() {
+                _ if self.sink.part_len().is_some() => self.write_part(&segment),
                 Some(align) => self.write_direct(&segment, align),
                 None => self.write(&segment),
             };
@@ -179,6 +181,26 @@ impl Writer<'_> {
             return Ok(());
         }
         self.sink.write_direct_at(pages, offset)
+    }
+
+    /// Writes a segment that the storage takes as a whole.
+    fn write_part(&self, segment: &Range<u64>) -> Result<()> {
+        let mut buffer = Vec::new();
+        let whole = (segment.end - segment.start) as usize;
+        buffer.try_reserve_exact(whole).map_err(|_| {
+            Error::io("save", self.path, std::io::Error::from_raw_os_error(libc::ENOMEM))
+        })?;
+        for bytes in self.parts(segment) {
+            let (from, part) = self.source(&bytes)?;
+            if let Source::Here(here) = from {
+                buffer.extend_from_slice(here);
+            } else {
+                let len = buffer.len();
+                buffer.resize(len + part, 0);
+                self.copy(&from, &mut buffer[len..])?;
+            }
+        }
+        self.sink.write_part(buffer, segment.start, self.watch)
     }
 
     /// Cuts a segment where one tensor ends and the next begins.

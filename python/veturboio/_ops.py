@@ -69,9 +69,14 @@ def init_io_helper(nbytes: int) -> Any:
     return _call("init_io_helper", "IOHelper", nbytes)
 
 
-def metadata(file: str) -> dict[str, str]:
+def byte_len(file: str, **options: Any) -> int:
+    """Say how long a file or an object is."""
+    return _call("_byte_len", file, _path(file), **options)  # type: ignore[no-any-return]
+
+
+def metadata(file: str, **options: Any) -> dict[str, str]:
     """Read the free-form strings that a safetensors file holds."""
-    return _call("metadata", file, _path(file))  # type: ignore[no-any-return]
+    return _call("metadata", file, _path(file), **options)  # type: ignore[no-any-return]
 
 
 def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
@@ -107,9 +112,19 @@ def _path(file: str) -> str | bytes:
     return file
 
 
+def _shown(file: str) -> str:
+    """The name without what may be secret in the address of a web server."""
+    if not file.startswith(("http://", "https://")):
+        return file
+    scheme, _, rest = file.partition("://")
+    host, slash, path = rest.split("?")[0].split("#")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def _exception(
     kind: str, errno: int, tensor: str | None, reason: str, text: str, file: str
 ) -> Exception:
+    file = _shown(file)
     if kind == "format":
         return FormatError(text, file, tensor, reason)
     if kind == "unsupported":

@@ -21,6 +21,8 @@ from veturboio.selection import Slices, as_options
 #: Whether this process has been told of a file that only torch.load could read.
 _warned = False
 
+_SCHEMES = {"s3", "tos", "gs", "az", "http", "https", "file", "sfcs", "hdfs"}
+
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
@@ -40,6 +42,8 @@ def load(
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
     one_allocation: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+    cache_dir: FilePath | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
@@ -55,7 +59,8 @@ def load(
     sharing one.
 
     Args:
-        file: path of the file.
+        file: path of the file, or the address of one: ``s3://``, ``tos://``, ``gs://``, ``az://``,
+            ``http://``, ``https://``, ``file://`` or ``sfcs://``.
         map_location: device of the tensors, of whatever type torch knows. ``"meta"`` reads the
             header alone. A dict has devices by name, or by what names begin with up to a dot, the
             longest of which decides, and ``""`` for all others:
@@ -92,6 +97,10 @@ def load(
             without a second copy of the whole. Others stay as they are.
         one_allocation: one piece of memory for all tensors on a device, which is given back when
             the last of them goes. By default each has its own.
+        storage_options: options of the store that ``file`` is an address of, by the names of the
+            variables of its own tools in lower case, such as ``aws_endpoint_url``. They precede the
+            environment, and no message shows them.
+        cache_dir: a directory in which downloaded objects are kept for the next load, by version.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file. What torch.load
@@ -119,6 +128,8 @@ def load(
         "use_pinmem": use_pinmem,
         "helper": helper,
         "way": way,
+        "storage_options": _options(storage_options),
+        "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
         **as_options(names, slices),
     }
     if state_dict is not None:
@@ -138,6 +149,11 @@ def load(
         device = options.get("map_location")
         if names is not None or slices is not None or dtype is not None or device is None:
             raise
+        if _is_address(path):
+            reason = f"{error.reason}, and torch.load reads paths only"
+            raise FormatError(
+                f"{error}, and torch.load reads paths only", path, None, reason
+            ) from None
         refused = str(error), error.reason
     return _load_by_torch(path, device, *refused)
 
@@ -149,6 +165,8 @@ def explain(
     way: str | None = None,
     names: Iterable[str] | None = None,
     slices: Slices | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    cache_dir: FilePath | None = None,
 ) -> str:
     """Say in a sentence which way ``load`` would take, and why.
 
@@ -158,9 +176,15 @@ def explain(
     'model.safetensors: map, 2148880384 bytes mapped and populated, 2 at a time, because the page
     cache holds 100% of it'
     """
-    options = as_options(names, slices)
+    path = os.fsdecode(file)
     return _ops.explain(
-        os.fsdecode(file), num_thread=num_thread, use_direct_io=use_direct_io, way=way, **options
+        path,
+        num_thread=num_thread,
+        use_direct_io=use_direct_io,
+        way=way,
+        storage_options=_options(storage_options),
+        cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
+        **as_options(names, slices),
     )
 
 
@@ -195,6 +219,8 @@ def save_file(
     durable: bool = True,
     wait: bool = True,
     progress: Progress | None = None,
+    overwrite: bool = True,
+    storage_options: Mapping[str, str] | None = None,
 ) -> Save | None:
     """Save a state_dict as a safetensors file.
 
@@ -204,7 +230,8 @@ def save_file(
 
     Args:
         state_dict: tensors by name.
-        file: path of the file.
+        file: path of the file, or the address of an object, which appears whole or not at all
+            too.
         force_contiguous: False refuses tensors that are not contiguous.
         force_save_shared_tensor: tensors that are the same view of the same memory are stored
             once, and the other names as aliases that ``load`` restores. Tensors that overlap
@@ -223,6 +250,8 @@ def save_file(
             copy in the background. The tensors may then be changed at once.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
+        overwrite: False refuses to replace a file or an object, whoever makes it meanwhile.
+        storage_options: as for ``load``.
 
     Returns:
         None; with ``wait=False`` a ``concurrent.futures.Future`` whose ``result()`` waits for the
@@ -248,6 +277,8 @@ def save_file(
         "force_clone_shared_tensor": force_clone_shared_tensor,
         "helper": helper,
         "durable": durable,
+        "overwrite": overwrite,
+        "storage_options": _options(storage_options),
     }
 
     def save(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -258,19 +289,37 @@ def save_file(
         save(state_dict)
         return None
     # Where that is now, wherever the program goes meanwhile.
-    if path and "://" not in path:
+    if path and not _is_address(path):
         path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
     return start(partial(save, snapshot(state_dict)))
 
 
-def metadata(file: FilePath) -> dict[str, str]:
+def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
     """Read the free-form strings that were saved with a safetensors file.
 
     Raises:
         FormatError: the file is malformed.
         OSError: the system refuses the file; the class follows the errno.
     """
-    return _ops.metadata(os.fsdecode(file))
+    path = os.fsdecode(file)
+    return _ops.metadata(path, storage_options=_options(storage_options))
+
+
+def _is_address(path: str) -> bool:
+    scheme, colon, _ = path.partition("://")
+    return bool(colon) and scheme in _SCHEMES
+
+
+def _options(options: Mapping[str, str] | None) -> dict[str, str] | None:
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        raise TypeError(f"storage_options is not a dict but a {type(options).__name__}")
+    for name, value in options.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            # Its value may be a secret.
+            raise TypeError(f"storage_options[{name!r}] is not a str but a {type(value).__name__}")
+    return dict(options)
 
 
 def _check_mapping(

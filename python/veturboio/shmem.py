@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from veturboio import _ops
-from veturboio.io import FilePath, _refuse, _wants_cipher
+from veturboio.io import FilePath, _options, _refuse, _wants_cipher
 
 
 def load_to_shmem(
@@ -19,6 +20,8 @@ def load_to_shmem(
     helper: Any = None,
     use_direct_io: bool = False,
     use_cipher: bool | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    cache_dir: FilePath | None = None,
 ) -> SharedMemory:
     """Read a checkpoint into shared memory.
 
@@ -31,6 +34,8 @@ def load_to_shmem(
         helper: keeps the memory that a load needs beside its result, see ``init_io_helper``.
         use_direct_io: read past the page cache, where the file system allows it.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
+        storage_options: as for ``load``.
+        cache_dir: as for ``load``.
 
     Returns:
         The segment, whose size is the file's. The caller closes and unlinks it.
@@ -44,7 +49,11 @@ def load_to_shmem(
     _refuse("use_cipher", _wants_cipher(use_cipher))
     path = os.fsdecode(file)
     # An empty file is malformed, which the core says; a segment cannot be empty.
-    shmem = SharedMemory(create=True, size=max(Path(path).stat().st_size, 1))
+    options: dict[str, Any] = {
+        "storage_options": _options(storage_options),
+        "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
+    }
+    shmem = SharedMemory(create=True, size=max(_ops.byte_len(path, **options), 1))
     try:
         # Reserved now: a full file system would otherwise fault in the middle of a write.
         with Path("/dev/shm", shmem.name).open("r+b") as segment:
@@ -52,7 +61,12 @@ def load_to_shmem(
         content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
         try:
             _ops.load_bytes(
-                path, content, num_thread=num_thread, use_direct_io=use_direct_io, helper=helper
+                path,
+                content,
+                num_thread=num_thread,
+                use_direct_io=use_direct_io,
+                helper=helper,
+                **options,
             )
         finally:
             # The segment cannot be closed while a tensor looks at it, and a traceback may hold

@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::bridge::{
-    self, DeviceRule, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageSpec, Targets,
-    TensorSpec, TensorView,
+    self, DeviceRule, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageOptions, StorageSpec,
+    Targets, TensorSpec, TensorView,
 };
 use super::devices::Host;
 use crate::{
@@ -17,18 +17,20 @@ use crate::{
     plan::{self, Place},
     select::Selection,
     slice::Cut,
+    storage,
     targets::HostMemory,
     tensors,
     watch::Watch,
     ways::Way,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What C++ asks of a load, in the core's words.
 pub(super) struct Wanted {
     wish: Wish,
     selection: Selection,
     placement: Placement,
+    storage: storage::Options,
     header_only: bool,
     structured: bool,
 }
@@ -38,7 +40,8 @@ impl Wanted {
         let wish = Wish { way: way(path, request)?, num_thread: threads(request.num_thread) };
         let (selection, placement) = (selection(path, request)?, placement(request));
         let &LoadRequest { header_only, structured, .. } = request;
-        Ok(Self { wish, selection, placement, header_only, structured })
+        let storage = options(&request.storage);
+        Ok(Self { wish, selection, placement, storage, header_only, structured })
     }
 
     pub(super) fn with<'a>(
@@ -47,12 +50,13 @@ impl Wanted {
         buffers: &'a Buffers,
         watch: &'a Watch<'a>,
     ) -> loading::Request<'a> {
-        let Self { wish, selection, placement, header_only, structured } = self;
+        let Self { wish, selection, placement, storage, header_only, structured } = self;
         loading::Request {
             wish: *wish,
             selection: selection.clone(),
             placement,
             targets,
+            storage,
             header_only: *header_only,
             structured: *structured,
             buffers,
@@ -111,6 +115,13 @@ fn placement(request: &LoadRequest) -> Placement {
     }
     placement.dtype = request.converted.then_some(request.dtype);
     placement
+}
+
+/// What the caller says of a store.
+pub(super) fn options(told: &StorageOptions) -> storage::Options {
+    let pairs = told.pairs.iter().map(|pair| (&*pair.first, &*pair.second));
+    let cache_dir = Some(&told.cache_dir).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    storage::Options { cache_dir, ..storage::Options::new(pairs) }
 }
 
 /// No thread at all is asked for by 0 and by every negative number; the core refuses it.

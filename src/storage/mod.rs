@@ -3,55 +3,113 @@
 //! Knows paths and the operating system, and no tensor. A new kind of storage is a module here
 //! that implements [`Source`].
 
+#[cfg(feature = "cloud")]
+mod cloud;
 pub mod local;
+mod options;
 pub mod sink;
 mod system;
 
+pub use options::{Options, FIRST_OF_HEADER};
 pub use system::{FileSystem, Storage};
 
 use crate::{
+    address::{self, Place, Unnamed},
     error::{Error, Result},
     watch::Watch,
 };
 use local::LocalFile;
-use std::{env, fmt::Debug, io, os::unix::ffi::OsStrExt, path::Path};
-
-/// Addresses of stores that cannot be reached yet.
-const SCHEMES: [&str; 8] = ["sfcs", "s3", "tos", "gs", "az", "http", "https", "hdfs"];
-
-/// Refuses an address that is no path, so that nobody looks for a file of that name.
-pub(crate) fn refuse_remote(action: &'static str, path: &Path) -> Result<()> {
-    let bytes = path.as_os_str().as_bytes();
-    let address = |scheme: &str| {
-        bytes.strip_prefix(scheme.as_bytes()).is_some_and(|rest| rest.starts_with(b"://"))
-    };
-    if let Some(scheme) = SCHEMES.into_iter().find(|scheme| address(scheme)) {
-        return Err(Error::not_implemented(action, path, &format!("{scheme}://")));
-    }
-    let sdk = env::var_os("VETURBOIO_USE_SFCS_SDK").is_some_and(|value| value == "1");
-    if sdk && !bytes.starts_with(b"/dev/shm/") {
-        return Err(Error::not_implemented(action, path, "VETURBOIO_USE_SFCS_SDK=1"));
-    }
-    Ok(())
-}
+use std::{fmt::Debug, io, path::Path};
 
 /// Opens what `path` names for reading.
 ///
 /// # Errors
 /// What the storage answers, and an address of a kind that cannot be reached.
-pub fn open(path: &Path, _watch: &Watch<'_>) -> Result<Box<dyn Source>> {
-    refuse_remote("open", path)?;
-    Ok(Box::new(LocalFile::open(path)?))
+pub fn open(path: &Path, options: &Options, watch: &Watch<'_>) -> Result<Box<dyn Source>> {
+    match place("open", path)? {
+        Place::Local(path) => Ok(Box::new(LocalFile::open(&path)?)),
+        Place::Cloud(scheme, rest) => open_object(path, (scheme, rest), options, watch),
+        Place::Sfcs(_) => Err(Error::not_implemented("open", path, "sfcs://")),
+    }
 }
 
-/// Begins a file of `len` bytes that is to stand at `path`; `durable` has the storage keep it, once
-/// it is whole, whatever happens then.
+fn place<'a>(action: &'static str, path: &'a Path) -> Result<Place<'a>> {
+    address::place(path).map_err(|unnamed| match unnamed {
+        Unnamed::Unknown(scheme) => Error::not_implemented(action, path, scheme),
+        Unnamed::Because(reason) => Error::argument(action, path, reason),
+    })
+}
+
+/// A file that is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Creation {
+    /// Its length in bytes.
+    pub len: u64,
+    /// Whether the storage is to keep it, once it is whole, whatever happens then.
+    pub durable: bool,
+    /// Whether it may take the place of another.
+    pub overwrite: bool,
+}
+
+/// Begins a file that is to stand at `path`.
 ///
 /// # Errors
 /// A target that cannot be written, and an address of a kind that cannot be reached.
-pub fn create(path: &Path, len: u64, durable: bool) -> Result<Box<dyn Sink>> {
-    refuse_remote("save", path)?;
-    Ok(Box::new(sink::LocalSink::create(path, len, durable)?))
+pub fn create(
+    path: &Path,
+    creation: Creation,
+    options: &Options,
+    watch: &Watch<'_>,
+) -> Result<Box<dyn Sink>> {
+    match place("save", path)? {
+        Place::Local(path) => Ok(Box::new(sink::LocalSink::create(&path, creation)?)),
+        Place::Cloud(scheme, rest) => create_object(path, (scheme, rest), creation, options, watch),
+        Place::Sfcs(_) => Err(Error::not_implemented("save", path, "sfcs://")),
+    }
+}
+
+#[cfg(feature = "cloud")]
+use cloud::{create as create_object, open as open_object};
+
+#[cfg(not(feature = "cloud"))]
+fn open_object(
+    path: &Path,
+    (scheme, _): (Scheme, &str),
+    _: &Options,
+    _: &Watch<'_>,
+) -> Result<Box<dyn Source>> {
+    Err(left_out("open", path, scheme))
+}
+
+#[cfg(not(feature = "cloud"))]
+fn create_object(
+    path: &Path,
+    (scheme, _): (Scheme, &str),
+    _: Creation,
+    _: &Options,
+    _: &Watch<'_>,
+) -> Result<Box<dyn Sink>> {
+    Err(left_out("save", path, scheme))
+}
+
+#[cfg(not(feature = "cloud"))]
+use crate::address::Scheme;
+
+/// This library was built without the feature.
+#[cfg(not(feature = "cloud"))]
+fn left_out(action: &'static str, path: &Path, scheme: Scheme) -> Error {
+    Error::not_implemented(
+        action,
+        path,
+        &format!("{}:// without the feature `cloud`", scheme.name()),
+    )
+}
+
+/// Memory for bytes of a source.
+#[derive(Debug)]
+pub struct Scattered<'a> {
+    pub offset: u64,
+    pub bytes: &'a mut [u8],
 }
 
 /// Bytes of a known length that any thread may read any range of.
@@ -70,6 +128,20 @@ pub trait Source: Send + Sync + Debug {
     /// the storage answered, or `Stopped` where reading may take long. Interrupted and short reads are continued, never reported.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64, watch: &Watch<'_>) -> io::Result<()>;
 
+    /// Fills all `pieces`, with at most `num_thread` requests at once, where the source does that better
+    /// than as many threads would; `None` where it does not.
+    ///
+    /// # Errors
+    /// As [`read_exact_at`](Self::read_exact_at).
+    fn read_scattered(
+        &self,
+        _pieces: &mut Vec<Scattered<'_>>,
+        _num_thread: usize,
+        _watch: &Watch<'_>,
+    ) -> Option<io::Result<()>> {
+        None
+    }
+
     /// What sort of storage it lies on.
     fn file_system(&self) -> FileSystem;
 
@@ -78,6 +150,10 @@ pub trait Source: Send + Sync + Debug {
         None
     }
 }
+
+/// Threads that write to a file at once, at most: each may hold a buffer of a segment, and more of
+/// them do not make a file system faster.
+const MAX_WRITERS: usize = 4;
 
 /// A file that becomes whole or not at all: whatever stood in its place before stays there until
 /// [`commit`](Self::commit), and what was written goes if that is never called.
@@ -103,10 +179,29 @@ pub trait Sink: Send + Sync {
         self.write_all_at(pages, offset)
     }
 
+    /// The length of the parts that it takes whole, where it takes nothing else.
+    fn part_len(&self) -> Option<u64> {
+        None
+    }
+
+    /// How many may write at once where `num_thread` want to.
+    fn writers(&self, num_thread: usize) -> usize {
+        num_thread.min(MAX_WRITERS)
+    }
+
+    /// Writes a part, which begins at a multiple of [`part_len`](Self::part_len) and has that length
+    /// unless it is the last.
+    ///
+    /// # Errors
+    /// What the storage answered, or `Stopped`.
+    fn write_part(&self, bytes: Vec<u8>, offset: u64, _watch: &Watch<'_>) -> Result<()> {
+        self.write_all_at(&bytes, offset)
+    }
+
     /// Makes the bytes durable, if they are to be, and puts the file in its place.
     ///
     /// # Errors
     /// What the storage answered; what stood there before is then as it was, unless only the last
     /// step, making the new name durable, failed.
-    fn commit(self: Box<Self>) -> Result<()>;
+    fn commit(self: Box<Self>, watch: &Watch<'_>) -> Result<()>;
 }

@@ -7,8 +7,11 @@
 
 #![allow(unsafe_code)]
 
-use super::{FileSystem, Sink};
-use crate::error::{Error, Result};
+use super::{Creation, FileSystem, Sink};
+use crate::{
+    error::{Error, Result},
+    watch::Watch,
+};
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
@@ -44,8 +47,7 @@ pub struct LocalSink {
     temporary: NamedTempFile,
     /// The same file, opened past the page cache, where that is worth it.
     direct: Option<Direct>,
-    len: u64,
-    durable: bool,
+    creation: Creation,
 }
 
 /// A file opened past the page cache.
@@ -64,15 +66,19 @@ const PAGE: usize = 4096;
 const DIRECT_LEN: u64 = 64 << 20;
 
 impl LocalSink {
-    /// Begins a file of `len` bytes that is to stand at `path`.
+    /// Begins a file that is to stand at `path`.
     ///
     /// # Errors
     /// A target that is a directory, no regular file, or not writable; a directory that is
     /// missing or refuses a new file; a disk without room for `len` bytes.
-    pub fn create(path: &Path, len: u64, durable: bool) -> Result<Self> {
+    pub fn create(path: &Path, creation: Creation) -> Result<Self> {
+        let Creation { len, durable, overwrite } = creation;
         let failed = |error| Error::io(ACTION, path, error);
         let target = follow_links(path).map_err(failed)?;
         check_target(path, &target)?;
+        if !overwrite && fs::symlink_metadata(&target).is_ok() {
+            return Err(Error::errno_of(ACTION, path, libc::EEXIST));
+        }
         let directory = match target.parent() {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -89,7 +95,7 @@ impl LocalSink {
         let direct =
             if durable && len >= DIRECT_LEN { open_direct(temporary.as_file()) } else { None };
         let name = path.to_owned();
-        Ok(Self { name, target, directory, temporary, direct, len, durable })
+        Ok(Self { name, target, directory, temporary, direct, creation })
     }
 }
 
@@ -112,27 +118,28 @@ impl Sink for LocalSink {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let file = self.temporary.as_file();
         file.write_all_at(bytes, offset).map_err(|error| Error::io(ACTION, &self.name, error))?;
-        if self.durable {
+        if self.creation.durable {
             start_writeback(file, bytes.len(), offset);
         }
         Ok(())
     }
 
-    fn commit(self: Box<Self>) -> Result<()> {
-        let Self { name, target, directory, temporary, direct, len, durable } = *self;
+    fn commit(self: Box<Self>, _: &Watch<'_>) -> Result<()> {
+        let Self { name, target, directory, temporary, direct, creation } = *self;
+        let Creation { len, durable, overwrite } = creation;
         let failed = |error| Error::io(ACTION, &name, error);
         if direct.is_some() {
             // The last page was written whole.
             temporary.as_file().set_len(len).map_err(failed)?;
         }
         if !durable {
-            return temporary.persist(&target).map(drop).map_err(|refused| failed(refused.error));
+            return put(temporary, &target, overwrite).map_err(failed);
         }
         temporary.as_file().sync_all().map_err(failed)?;
         // Opened before the rename, and not needed for it: a directory that may be written but not
         // read cannot be synced by us.
         let directory = File::open(&directory).ok();
-        temporary.persist(&target).map_err(|refused| failed(refused.error))?;
+        put(temporary, &target, overwrite).map_err(failed)?;
         match directory.map_or(Ok(()), |directory| directory.sync_all()) {
             // A file system that does not sync directories has nothing to be told.
             Err(error)
@@ -143,6 +150,15 @@ impl Sink for LocalSink {
             _ => Ok(()),
         }
     }
+}
+
+/// Puts the file in its place.
+fn put(temporary: NamedTempFile, target: &Path, overwrite: bool) -> io::Result<()> {
+    if overwrite {
+        return temporary.persist(target).map(drop).map_err(|refused| refused.error);
+    }
+    // One step as well: whoever was faster is not replaced.
+    temporary.persist_noclobber(target).map(drop).map_err(|refused| refused.error)
 }
 
 /// The file that a symbolic link names, there or not, so that saving makes or replaces that file

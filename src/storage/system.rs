@@ -13,6 +13,8 @@ pub enum Storage {
     Disk,
     /// Every request travels, and takes its time: network file systems and FUSE.
     Remote,
+    /// A store of objects: no file system at all, and each request travels far.
+    Object,
 }
 
 /// A file system, as `statfs(2)` names it by a number.

@@ -1,7 +1,7 @@
 //! Parallel reads through the page cache, from any storage.
 
 use super::{Job, Piece, Reader};
-use crate::threads;
+use crate::{storage::Scattered, threads};
 use std::io;
 
 #[derive(Debug)]
@@ -9,6 +9,21 @@ pub struct Read;
 
 impl Reader for Read {
     fn read(&self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
+        let mut scattered: Vec<Scattered<'_>> = Vec::new();
+        let mut pieces = pieces;
+        if job.file.local().is_none() {
+            scattered.extend(pieces.drain(..).map(|Piece { offset, bytes, wanted }| Scattered {
+                offset,
+                bytes: &mut bytes[..wanted],
+            }));
+            if let Some(done) = job.file.read_scattered(&mut scattered, job.num_thread, job.watch) {
+                return done;
+            }
+            pieces.extend(scattered.into_iter().map(|Scattered { offset, bytes }| {
+                let wanted = bytes.len();
+                Piece { offset, bytes, wanted }
+            }));
+        }
         threads::for_each(job.num_thread, pieces, job.watch, |piece| {
             job.file.read_exact_at(&mut piece.bytes[..piece.wanted], piece.offset, job.watch)?;
             job.watch.add(piece.wanted as u64);

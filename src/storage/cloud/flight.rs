@@ -1,0 +1,164 @@
+//! Many ranges in flight at once, straight into the memory they are wanted in.
+//!
+//! A few threads, no more than processors, run a loop each, and every loop has its share of the
+//! requests in flight. All take from one queue. When the store says that it is too much, fewer are
+//! sent, and then one more for each that comes back well.
+
+use super::{line::Line, object::Object};
+use crate::{storage::Scattered, threads, watch::Watch};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::{
+    io,
+    sync::{
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Condvar, Mutex, PoisonError,
+    },
+    time::Duration,
+    vec,
+};
+
+/// Requests that one loop looks after before another is worth a thread and a client.
+const EACH: usize = 8;
+
+/// Loops at most: some threads fill any wire.
+const MAX_LOOPS: usize = 16;
+
+/// How often the caller's thread looks whether it is wanted elsewhere while others work.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What the loops have in common.
+struct Flight<'a, 'p> {
+    object: &'a Object,
+    queue: Mutex<vec::IntoIter<Scattered<'p>>>,
+    /// How many may be in flight, and how many are.
+    limit: AtomicUsize,
+    flying: AtomicUsize,
+    most: usize,
+    is_over: AtomicBool,
+    error: Mutex<Option<io::Error>>,
+    running: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// Fills `pieces` with at most `num_thread` requests in flight.
+pub fn fly(
+    object: &Object,
+    pieces: Vec<Scattered<'_>>,
+    num_thread: usize,
+    watch: &Watch<'_>,
+) -> io::Result<()> {
+    let most = num_thread.min(pieces.len()).max(1);
+    let loops = most.div_ceil(EACH).min(threads::processors()).clamp(1, MAX_LOOPS);
+    let flight = Flight {
+        object,
+        queue: Mutex::new(pieces.into_iter()),
+        limit: AtomicUsize::new(most),
+        flying: AtomicUsize::new(0),
+        most,
+        is_over: AtomicBool::new(false),
+        error: Mutex::new(None),
+        running: Mutex::new(0),
+        ended: Condvar::new(),
+    };
+    let share = most.div_ceil(loops);
+    std::thread::scope(|scope| {
+        for index in 1..loops {
+            *lock(&flight.running) += 1;
+            let work = || {
+                let _leaving = Leaving(&flight);
+                flight.run(share, watch);
+            };
+            let name = format!("veturboio-{index}");
+            if std::thread::Builder::new().name(name).spawn_scoped(scope, work).is_err() {
+                // The others do its work.
+                *lock(&flight.running) -= 1;
+            }
+        }
+        flight.run(share, watch);
+        flight.wait(watch);
+    });
+    match flight.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+impl<'p> Flight<'_, 'p> {
+    fn run(&self, share: usize, watch: &Watch<'_>) {
+        let lines = self.object.lines();
+        let done = lines.with(|line| line.wait(watch, self.empty(line, share, watch)));
+        if let Err(error) = done {
+            self.is_over.store(true, Ordering::Relaxed);
+            lock(&self.error).get_or_insert(error);
+        }
+    }
+
+    /// Keeps `share` requests in flight until there is nothing left to be asked for.
+    async fn empty(&self, line: &Line, share: usize, watch: &Watch<'_>) -> io::Result<()> {
+        let mut flying = FuturesUnordered::new();
+        loop {
+            let mut is_held = false;
+            while flying.len() < share && !self.is_over.load(Ordering::Relaxed) {
+                if self.flying.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
+                    is_held = true;
+                    break;
+                }
+                let Some(piece) = lock(&self.queue).next() else { break };
+                self.flying.fetch_add(1, Ordering::Relaxed);
+                flying.push(self.fetch(line, piece, watch));
+            }
+            match flying.next().await {
+                Some(done) => done?,
+                None if is_held => tokio::time::sleep(Duration::from_millis(10)).await,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn fetch(&self, line: &Line, piece: Scattered<'p>, watch: &Watch<'_>) -> io::Result<()> {
+        let _landed = Landed(&self.flying);
+        let Scattered { offset, bytes } = piece;
+        let fewer = || {
+            let halve = |limit: usize| Some((limit / 2).max(1));
+            let _ = self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, halve);
+        };
+        self.object.fetch(line, bytes, offset, &fewer).await?;
+        watch.add(bytes.len() as u64);
+        let more = |limit: usize| (limit < self.most).then_some(limit + 1);
+        let _ = self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        Ok(())
+    }
+
+    /// Waits on the caller's thread for the others, who see by `watch` when he wants to stop.
+    fn wait(&self, watch: &Watch<'_>) {
+        let mut running = lock(&self.running);
+        while *running > 0 {
+            let waited = self.ended.wait_timeout(running, TICK);
+            running = waited.unwrap_or_else(PoisonError::into_inner).0;
+            watch.look();
+        }
+    }
+}
+
+/// Counts a request out, however it ends.
+struct Landed<'a>(&'a AtomicUsize);
+
+impl Drop for Landed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a loop out, even one that panics.
+struct Leaving<'a, 'o, 'p>(&'a Flight<'o, 'p>);
+
+impl Drop for Leaving<'_, '_, '_> {
+    fn drop(&mut self) {
+        *lock(&self.0.running) -= 1;
+        self.0.ended.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
