@@ -14,6 +14,9 @@ namespace {
 // Small enough for the pools that allocators keep, and as much as a copy needs to be worth it.
 constexpr std::int64_t kScratchBytes = 1 << 20;
 
+// How often a device is asked to wait before its word is given up on.
+constexpr int kTries = 3;
+
 // The device with a number of its own, if there is such a device.
 c10::Device resolved(c10::Device device, const c10::impl::VirtualGuardImpl& devices) {
   const c10::DeviceIndex count = devices.deviceCount();
@@ -69,9 +72,20 @@ void Lane::wait() const {
 }
 
 void Lane::settle() const noexcept {
+  for (int tries = 0; tries < kTries; ++tries) {
+    try {
+      return wait();
+    } catch (const std::exception&) {
+    }
+  }
+}
+
+bool Lane::has_scratch() const {
+  const std::lock_guard<std::mutex> lock(scratching_);
   try {
-    wait();
-  } catch (const std::exception&) {
+    return scratch().defined();
+  } catch (const c10::OutOfMemoryError&) {
+    return false;
   }
 }
 

@@ -63,6 +63,8 @@ class Lane {
   // Memory on the device that small tensors pass through, and what is to be converted. Whoever
   // has the lock puts copies to it and from it on the stream together.
   std::mutex& scratching() const { return scratching_; }
+  // The latter throws where the device has no room for it.
+  bool has_scratch() const;
   const at::Tensor& scratch() const;
 
  private:

@@ -108,6 +108,7 @@ struct Wanted {
         .some = names.has_value(),
         .names = {},
         .slices = {},
+        .placed = devices.has_value() || (map_location.has_value() && !is_meta()),
         .devices = {},
         .converted = dtype.has_value(),
         .dtype = static_cast<std::int8_t>(dtype.value_or(at::kFloat)),

@@ -176,7 +176,8 @@ std::unique_ptr<Copies> Targets::copy(rust::Slice<const std::uint8_t> segment,
       events.push_back(lane->mark());
     }
     return used.empty() ? nullptr : std::make_unique<Copies>(std::move(events));
-  } catch (...) {
+  } catch (const std::exception& error) {
+    out_of_memory_ = dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr;
     // The segment is given away now, so nothing may go on reading it.
     for (const Lane* lane : used) {
       lane->settle();
@@ -194,7 +195,7 @@ void Targets::send(const Lane& lane, const std::uint8_t* segment, const PartSpec
            next->at + next->len - begin->at < static_cast<std::uint64_t>(1 << 20) - kAlign) {
       ++next;
     }
-    if (next - begin > 1) {
+    if (next - begin > 1 && lane.has_scratch()) {
       send_small(lane, segment, begin, next);
       begin = next;
       continue;

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -39,6 +40,7 @@ class Targets {
   void begin() const;
   std::unique_ptr<Copies> copy(rust::Slice<const std::uint8_t> segment,
                                rust::Slice<const PartSpec> parts) const;
+  bool is_out_of_memory() const { return out_of_memory_; }
   void finish() const;
   void abandon() const noexcept;
 
@@ -73,6 +75,7 @@ class Targets {
 
   bool use_pinmem_;
   mutable std::int8_t pinned_kind_ = -1;
+  mutable std::atomic<bool> out_of_memory_ = false;
   bool one_allocation_;
   const StateDict* tensors_ = nullptr;
   // Changed while storages are added and get their memory, which one thread does.

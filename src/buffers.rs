@@ -6,6 +6,7 @@
 //! from one to the next, which saves the system from giving and taking the memory each time.
 
 use crate::{
+    error::DeviceFailed,
     plan::SEGMENT_LEN,
     targets::{HostMemory, Pending},
     watch::Watch,
@@ -24,6 +25,9 @@ pub const DEFAULT_CAPACITY: u64 = 256 << 20;
 
 /// How long somebody who waits for a buffer sleeps before he looks up.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How often a device is asked whether it is done before its word is given up on.
+const TRIES: usize = 3;
 
 /// Buffers of [`SEGMENT_LEN`] bytes that start at a page.
 #[derive(Debug)]
@@ -96,15 +100,21 @@ impl fmt::Debug for Segment {
 }
 
 impl Segment {
+    /// Waits until no device needs the memory any more. If that fails, one may still.
     fn wait(&mut self) -> io::Result<()> {
-        self.pending.take().map_or(Ok(()), |pending| pending.wait()).map_err(io::Error::other)
+        if let Some(pending) = &self.pending {
+            pending.wait().map_err(DeviceFailed)?;
+            self.pending = None;
+        }
+        Ok(())
     }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // No device may find its memory gone. What went wrong is told by whoever waits for all.
-        let _ = self.wait();
+        // What goes wrong is told by whoever waits for all; here no device may find its memory gone.
+        // One that fails every time it is asked copies nothing more.
+        let _ = (0..TRIES).any(|_| self.wait().is_ok());
     }
 }
 
@@ -308,17 +318,17 @@ impl Drop for Buffer<'_> {
     fn drop(&mut self) {
         let Some(segment) = self.segment.take() else { return };
         let mut state = self.home.state();
-        let gone = if state.closed || state.total() * SEGMENT_LEN > self.home.capacity {
-            *state.count(segment.kind) -= 1;
-            Some(segment)
+        if state.closed || state.total() * SEGMENT_LEN > self.home.capacity {
+            let kind = segment.kind;
+            drop(state);
+            // It counts until it is gone, which a device may have to be waited for.
+            drop(segment);
+            *self.home.state().count(kind) -= 1;
         } else {
             state.free.push_back(segment);
-            None
-        };
-        drop(state);
+            drop(state);
+        }
         self.home.returned.notify_all();
-        // What a device still needs is waited for without the lock.
-        drop(gone);
     }
 }
 

@@ -82,6 +82,10 @@ impl Error {
         if is_stopped(&cause) {
             return Self::new(Kind::Interrupted, action, file, Stopped.into());
         }
+        let cause = match cause.downcast::<DeviceFailed>() {
+            Ok(DeviceFailed(failed)) => return Self::device(action, file, failed),
+            Err(cause) => cause,
+        };
         // The standard library's own refusal, such as of a path with a NUL in it, has no number.
         let kind = match cause.kind() {
             io::ErrorKind::InvalidInput if cause.raw_os_error().is_none() => Kind::InvalidArgument,
@@ -220,6 +224,36 @@ pub(crate) fn said(errno: i32, words: impl Into<String>) -> io::Error {
 }
 
 /// Whether it is the caller's own wish that has come to be an error of reading or writing.
+/// What a device failed with, on its way through an `io::Error`.
+#[derive(Debug)]
+pub(crate) struct DeviceFailed(pub anyhow::Error);
+
+impl fmt::Display for DeviceFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for DeviceFailed {}
+
+impl From<DeviceFailed> for io::Error {
+    fn from(failed: DeviceFailed) -> Self {
+        Self::other(failed)
+    }
+}
+
+/// A device has no memory left for what it was asked to do.
+#[derive(Debug)]
+pub(crate) struct OutOfMemory(pub String);
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OutOfMemory {}
+
 fn is_stopped(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<Stopped>()).is_some()
 }

@@ -41,7 +41,9 @@ pub(crate) mod bridge {
         some: bool,
         names: Vec<String>,
         slices: Vec<SliceSpec>,
-        /// Where tensors are wanted: the rule without a name is for what no other names.
+        /// Where tensors are wanted, if that is said: the rule without a name is for what no other
+        /// names.
+        placed: bool,
         devices: Vec<DeviceRule>,
         /// Whether tensors of floating point are to have `dtype`, a `c10::ScalarType`.
         converted: bool,
@@ -275,6 +277,8 @@ pub(crate) mod bridge {
         fn begin(self: &Targets) -> Result<()>;
         /// Null if the segment is not needed any more.
         fn copy(self: &Targets, segment: &[u8], parts: &[PartSpec]) -> Result<UniquePtr<Copies>>;
+        /// Whether a copy failed because a device has no memory for it.
+        fn is_out_of_memory(self: &Targets) -> bool;
         fn finish(self: &Targets) -> Result<()>;
         fn abandon(self: &Targets);
 

@@ -5,7 +5,7 @@ use crate::{
     address,
     buffers::Buffers,
     choice::{choose, Choice, Wish},
-    error::{Error, Result},
+    error::{Error, OutOfMemory, Result},
     facts::{facts, is_begun},
     format::{
         alias,
@@ -216,7 +216,10 @@ pub(crate) fn refused_by_device(
     let (error, parcel) = match refused {
         Failed::OutOfMemory(parcel, reason) => (Error::out_of_memory(path, reason), Some(parcel)),
         Failed::Target(parcel, error) => (Error::device("load", path, error), Some(parcel)),
-        Failed::Device(error) => (Error::device("load", path, error), None),
+        Failed::Device(error) => match error.downcast::<OutOfMemory>() {
+            Ok(OutOfMemory(reason)) => (Error::out_of_memory(path, reason), None),
+            Err(error) => (Error::device("load", path, error), None),
+        },
         Failed::Source(error) => (failed(file, error), None),
     };
     match parcel.and_then(name_of) {

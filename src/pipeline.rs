@@ -11,6 +11,7 @@
 
 use crate::{
     buffers::Ring,
+    error::DeviceFailed,
     memory::read_block,
     placement::Parcel,
     route::{stages, Picked, Stage},
@@ -39,22 +40,10 @@ pub enum Failed {
     Source(io::Error),
 }
 
-/// What a copy failed with, on its way through an `io::Error`.
-#[derive(Debug)]
-struct Copying(anyhow::Error);
-
-impl std::fmt::Display for Copying {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#}", self.0)
-    }
-}
-
-impl std::error::Error for Copying {}
-
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
-        match error.downcast::<Copying>() {
-            Ok(Copying(error)) => Self::Device(error),
+        match error.downcast::<DeviceFailed>() {
+            Ok(DeviceFailed(error)) => Self::Device(error),
             Err(error) => Self::Source(error),
         }
     }
@@ -104,7 +93,8 @@ pub fn run(
 fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> Result<(), Failed> {
     let file = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
     let kind = targets.pinned_kind().map_err(Failed::Device)?;
-    let allocate = |len| targets.host_memory(len).map_err(copying);
+    let allocate =
+        |len| targets.host_memory(len).map_err(|error| io::Error::from(DeviceFailed(error)));
     let ring = Ring {
         buffers: job.buffers,
         kind,
@@ -114,7 +104,9 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
     threads::for_each(job.num_thread, stages, job.watch, |stage| {
         let mut segment = ring.lend(job.watch)?;
         let at = fill(job, file.as_ref(), &stage, &mut segment)?;
-        let pending = targets.copy(&segment[at..], &stage.parts).map_err(copying)?;
+        let pending = targets
+            .copy(&segment[at..], &stage.parts)
+            .map_err(|error| io::Error::from(DeviceFailed(error)))?;
         segment.leave(pending);
         job.watch.add(stage.byte_len());
         Ok(())
@@ -136,10 +128,6 @@ fn ring_len(job: &Job<'_>, kind: Option<i8>, stages: usize) -> u64 {
     let readers = job.num_thread as u64;
     let wanted = if kind.is_some() { 2 * readers + 1 } else { readers };
     job.buffers.room_for(kind, wanted.min(stages as u64))
-}
-
-fn copying(error: anyhow::Error) -> io::Error {
-    io::Error::other(Copying(error))
 }
 
 /// Reads a stage into a segment; returns where in it the parts begin.

@@ -96,6 +96,13 @@ pub struct Parcel {
 }
 
 impl Parcel {
+    /// Whether its bytes can be sent on from wherever they come to lie, because nobody looks at the
+    /// elements on the way.
+    #[must_use]
+    pub fn may_lie_anywhere(&self) -> bool {
+        !self.is_copied || (self.swapped == 1 && self.from_type == self.to_type)
+    }
+
     /// Bytes for a storage that is there already and has their dtype.
     #[must_use]
     pub fn raw(from: Runs, scalar_type: i8, tensor: usize) -> Self {

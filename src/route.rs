@@ -72,7 +72,7 @@ pub fn stages(parcels: &[Parcel], segment_len: u64) -> Vec<Stage> {
     let mut stages = Vec::new();
     for (index, parcel) in parcels.iter().enumerate().filter(|(_, parcel)| parcel.byte_len > 0) {
         match parcel.from.as_range() {
-            Some(range) if !parcel.is_copied => whole.push((range, index)),
+            Some(range) if parcel.may_lie_anywhere() => whole.push((range, index)),
             _ => stages.extend(picked(parcel, index)),
         }
     }

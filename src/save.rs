@@ -2,7 +2,7 @@
 
 use crate::{
     buffers::{Buffers, Ring},
-    error::{Error, Result},
+    error::{DeviceFailed, Error, Result},
     format::{
         alias::{self, Alias},
         dtype::Dtype,
@@ -209,7 +209,9 @@ impl SaveOptions {
         tensors.begin().map_err(failed)?;
         let kind = if buffers.are_pinned() { tensors.pinned_kind().map_err(failed)? } else { None };
         let allocate = |len| match kind {
-            Some(kind) => tensors.host_memory(kind, len).map_err(io::Error::other),
+            Some(kind) => {
+                tensors.host_memory(kind, len).map_err(|error| DeviceFailed(error).into())
+            }
             None => Err(io::ErrorKind::Unsupported.into()),
         };
         let limit = buffers.room_for(kind, writers as u64);

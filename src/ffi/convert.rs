@@ -101,7 +101,7 @@ fn selection(path: &Path, request: &LoadRequest) -> Result<Selection> {
 
 fn placement(request: &LoadRequest) -> Placement {
     let mut placement = Placement::default();
-    if !request.devices.is_empty() {
+    if request.placed {
         placement.otherwise = None;
     }
     for &DeviceRule { ref name, kind, index } in &request.devices {

@@ -4,6 +4,7 @@
 
 use super::bridge::{Allocation, Copies, HostBytes, PartSpec, TargetSpec, Targets};
 use crate::{
+    error::OutOfMemory,
     placement::Device,
     route::Part,
     targets::{self, HostMemory, Pending, Refused, Wanted},
@@ -59,7 +60,13 @@ impl targets::Targets for Targets {
             .iter()
             .map(|&Part { parcel, at, to, len }| PartSpec { target: parcel, at, to, len })
             .collect();
-        let copies = Targets::copy(self, segment, &parts)?;
+        let copies = Targets::copy(self, segment, &parts).map_err(|error| {
+            if self.is_out_of_memory() {
+                anyhow::Error::new(OutOfMemory(error.what().to_owned()))
+            } else {
+                error.into()
+            }
+        })?;
         let pending = |copies| Box::new(UnderWay(copies)) as Box<dyn Pending>;
         Ok((!copies.is_null()).then(|| pending(copies)))
     }

@@ -149,13 +149,13 @@ class DeviceAllocator final : public c10::DeviceAllocator {
     check_not_forked();
     const int index = current_device();
     const c10::Device device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(index));
+    if (size == 0) {  // for which no device is asked
+      return {nullptr, nullptr, &free_device, device};
+    }
     {
       const std::lock_guard lock(mutex());
       maybe_fail(kAlloc);
       check_fits(index, size);
-    }
-    if (size == 0) {
-      return {nullptr, nullptr, &free_device, device};
     }
     auto block = std::make_shared<Block>(size, index, current_stream(index));
     const std::lock_guard lock(mutex());
@@ -228,12 +228,12 @@ class PinnedAllocator final : public at::HostAllocator {
  public:
   c10::DataPtr allocate(std::size_t size) override {
     check_not_forked();
+    if (size == 0) {
+      return {nullptr, nullptr, &free_pinned, c10::Device(c10::DeviceType::CPU)};
+    }
     {
       const std::lock_guard lock(mutex());
       maybe_fail(kPin);
-    }
-    if (size == 0) {
-      return {nullptr, nullptr, &free_pinned, c10::Device(c10::DeviceType::CPU)};
     }
     auto block = std::make_shared<Block>(size, -1, Key(-1, 0));
     const std::lock_guard lock(mutex());
