@@ -288,7 +288,8 @@ fn fill_bytes(
 fn explain(file: &[u8], request: &LoadRequest) -> Result<String> {
     let (buffers, watch) = (Buffers::default(), Watch::new(None, asked()));
     border("load", file, |path| {
-        let storage = options(&request.storage);
+        let first = storage::FIRST_OF_HEADER;
+        let storage = storage::Options { first, ..options(&request.storage) };
         loading::explain(path, &wanted(path, request, &storage, &buffers, &watch)?)
     })
 }

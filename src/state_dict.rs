@@ -11,11 +11,16 @@ use crate::{
     save::SaveOptions,
     select::Selection,
     slice::Cut,
-    storage,
+    storage::{self, FIRST_OF_HEADER},
     watch::Watch,
     ways::Way,
 };
-use std::{borrow::Borrow, collections::HashMap, ops::Range, path::Path};
+use std::{
+    borrow::Borrow,
+    collections::HashMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 /// How a file is loaded.
 ///
@@ -88,6 +93,13 @@ impl LoadOptions {
         self
     }
 
+    /// Keeps downloaded objects in `directory`, by version, for the next load.
+    #[must_use]
+    pub fn cache_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.storage.cache_dir = Some(directory.into());
+        self
+    }
+
     /// Loads only the tensors of these names. Nothing else of the file is read.
     #[must_use]
     pub fn names<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
@@ -144,7 +156,9 @@ impl LoadOptions {
     /// As [`load`](crate::load) says.
     pub fn explain(&self, file: impl AsRef<Path>) -> Result<String> {
         let (buffers, watch) = (Buffers::default(), Watch::default());
-        load::explain(file.as_ref(), &self.request(&buffers, &watch))
+        let storage = storage::Options { first: FIRST_OF_HEADER, ..self.storage.clone() };
+        let request = Request { storage: &storage, ..self.request(&buffers, &watch) };
+        load::explain(file.as_ref(), &request)
     }
 
     fn request<'a>(&'a self, buffers: &'a Buffers, watch: &'a Watch<'a>) -> Request<'a> {

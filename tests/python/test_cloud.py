@@ -223,3 +223,22 @@ def test_no_thread_and_no_descriptor_is_left(store: Store) -> None:
     command = [sys.executable, "-c", code, json.dumps(store.options), address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_command_converts_between_stores(store: Store, tmp_path: Path) -> None:
+    saved = {"a": torch.arange(1000)}
+    torch.save(saved, tmp_path / "model.pt")
+    store.request("PUT", "in/model.pt", (tmp_path / "model.pt").read_bytes())
+    command = [sys.executable, "-m", "veturboio.convert", "--validate-result", "-i"]
+    for arguments in (
+        ["s3://bucket/in/model.pt"],
+        ["s3://bucket/in/model.pt", "-o", str(tmp_path / "out.safetensors")],
+        [str(tmp_path / "model.pt"), "-o", "s3://bucket/out/"],
+    ):
+        subprocess.run([*command, *arguments], check=True)
+    for place in ("s3://bucket/in/model.safetensors", tmp_path / "out.safetensors"):
+        assert_same(veturboio.load(place), saved)
+    assert_same(veturboio.load("s3://bucket/out/model.safetensors"), saved)
+    done = subprocess.run([*command, "s3://bucket/in/model.pt"], capture_output=True, text=True)
+    assert done.returncode == 1 and "exists already" in done.stderr
