@@ -124,8 +124,8 @@ impl Recipe {
         let (kind, path) = match scheme {
             Scheme::S3 => (s3(bucket, &mut pairs, &mut secrets)?, key.to_owned()),
             Scheme::Tos => (tos(bucket, &mut pairs)?, key.to_owned()),
-            Scheme::Gs => (gs(bucket, &mut pairs)?, key.to_owned()),
-            Scheme::Az => (az(bucket, &mut pairs)?, key.to_owned()),
+            Scheme::Gs => (gs(bucket, &mut pairs), key.to_owned()),
+            Scheme::Az => (az(bucket, &mut pairs), key.to_owned()),
             Scheme::Http => {
                 let (origin, path) = http(rest, &mut additions)?;
                 secrets.extend(additions.query.clone());
@@ -331,7 +331,7 @@ fn tos(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
     Ok(Kind::S3(Box::new(builder)))
 }
 
-fn gs(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
+fn gs(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Kind {
     let mut builder = GoogleCloudStorageBuilder::from_env();
     if let Ok(host) = env::var("STORAGE_EMULATOR_HOST") {
         let url = if host.contains("://") { host } else { format!("http://{host}") };
@@ -340,10 +340,10 @@ fn gs(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
     for (key, value) in known::<GoogleConfigKey>(pairs) {
         builder = builder.with_config(key, value);
     }
-    Ok(Kind::Gs(Box::new(builder.with_bucket_name(bucket))))
+    Kind::Gs(Box::new(builder.with_bucket_name(bucket)))
 }
 
-fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
+fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Kind {
     let mut builder = MicrosoftAzureBuilder::from_env();
     let mut given: Vec<(AzureConfigKey, String)> = Vec::new();
     if let Ok(text) = env::var("AZURE_STORAGE_CONNECTION_STRING") {
@@ -372,7 +372,7 @@ fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
     for (key, value) in known::<AzureConfigKey>(pairs) {
         builder = builder.with_config(key, value);
     }
-    Ok(Kind::Az(Box::new(builder.with_container_name(container))))
+    Kind::Az(Box::new(builder.with_container_name(container)))
 }
 
 /// The origin and the path of a web address; what may be secret goes to the `additions`.

@@ -98,7 +98,7 @@ impl Upload {
             let count = self.len.div_ceil(self.part_len) as usize;
             self.parts = Mutex::new(vec![None; count]);
             let id = self
-                .ask(watch, async |parts| parts.create_multipart(&self.lines.recipe.path).await)?;
+                .ask(watch, &async |parts| parts.create_multipart(&self.lines.recipe.path).await)?;
             self.id = Some(id);
         }
         Ok(())
@@ -108,7 +108,7 @@ impl Upload {
     fn refuse_existing(&self, watch: &Watch<'_>) -> io::Result<()> {
         let path = &self.lines.recipe.path;
         let found =
-            self.repeat(watch, async |line| match line.store.objects().head(path).await {
+            self.repeat(watch, &async |line| match line.store.objects().head(path).await {
                 Ok(_) => Ok(true),
                 Err(error) => match Fault::of(&error, &self.lines.recipe.secrets) {
                     fault if fault.errno() == Some(libc::ENOENT) => Ok(false),
@@ -125,9 +125,9 @@ impl Upload {
     fn ask<T>(
         &self,
         watch: &Watch<'_>,
-        work: impl AsyncFn(&dyn MultipartStore) -> std::result::Result<T, StoreError>,
+        work: &impl AsyncFn(&dyn MultipartStore) -> std::result::Result<T, StoreError>,
     ) -> io::Result<T> {
-        self.repeat(watch, async |line| {
+        self.repeat(watch, &async |line| {
             let Some(parts) = line.store.parts() else {
                 return Err(Fault::last(libc::EROFS, "objects of web servers can only be read"));
             };
@@ -138,7 +138,7 @@ impl Upload {
     fn repeat<T>(
         &self,
         watch: &Watch<'_>,
-        work: impl AsyncFn(&Line) -> std::result::Result<T, Fault>,
+        work: &impl AsyncFn(&Line) -> std::result::Result<T, Fault>,
     ) -> io::Result<T> {
         self.lines.with(|line| {
             line.wait(watch, async {
@@ -159,7 +159,7 @@ impl Upload {
         let mode = if self.overwrite { PutMode::Overwrite } else { PutMode::Create };
         let recipe = &self.lines.recipe;
         let tries = AtomicUsize::new(0);
-        self.repeat(watch, async |line| {
+        self.repeat(watch, &async |line| {
             let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
             let options = PutOptions { mode: mode.clone(), ..Default::default() };
             let payload = PutPayload::from_bytes(bytes.clone());
@@ -184,7 +184,7 @@ impl Upload {
         let recipe = &self.lines.recipe;
         let count = parts.len();
         let tries = AtomicUsize::new(0);
-        self.repeat(watch, async |line| {
+        self.repeat(watch, &async |line| {
             let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
             let Some(store) = line.store.parts() else { return Ok(()) };
             match store.complete_multipart(&recipe.path, id, parts.clone()).await {
@@ -266,7 +266,7 @@ impl Sink for Upload {
         let index = (offset / self.part_len) as usize;
         let bytes = Bytes::from(bytes);
         let path = &self.lines.recipe.path;
-        let part = self.ask(watch, async |parts| {
+        let part = self.ask(watch, &async |parts| {
             parts.put_part(path, id, index, PutPayload::from_bytes(bytes.clone())).await
         });
         let part = part.map_err(|error| {
