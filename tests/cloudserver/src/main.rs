@@ -193,7 +193,8 @@ fn plain(
     let len = file.metadata()?.len();
     let range = headers.get(header::RANGE).and_then(|range| {
         let (first, last) = range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
-        Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?.min(len.saturating_sub(1))))
+        let last = if last.is_empty() { len } else { last.parse::<u64>().ok()? };
+        Some((first.parse::<u64>().ok()?, last.min(len.saturating_sub(1))))
     });
     let headers = answer.headers_mut();
     if tagged {
