@@ -86,8 +86,10 @@ lint: $(TOOLS) $(TORCH) ## check formatting, and run clippy, ruff and mypy
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo fmt --check --manifest-path tests/slowfs/Cargo.toml
+	cargo fmt --check --manifest-path tests/cloudserver/Cargo.toml
 	@$(CARGO_ENV) set -x; cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --manifest-path tests/slowfs/Cargo.toml --target-dir target/slowfs -- -D warnings
+	cargo clippy --locked --manifest-path tests/cloudserver/Cargo.toml --target-dir target/cloudserver -- -D warnings
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/ruff format --check $(PYTHON_FILES)
@@ -98,6 +100,7 @@ fmt: $(TOOLS) ## format all sources
 	cargo fmt
 	cargo fmt --manifest-path fuzz/Cargo.toml
 	cargo fmt --manifest-path tests/slowfs/Cargo.toml
+	cargo fmt --manifest-path tests/cloudserver/Cargo.toml
 	$(BIN)/clang-format -i $(CPP_FILES)
 	$(BIN)/ruff check --fix-only $(PYTHON_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)

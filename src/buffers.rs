@@ -159,6 +159,7 @@ impl<'a> Ring<'a> {
                 .wait_timeout(state, PATIENCE)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            watch.look();
             watch.check()?;
         }
     }

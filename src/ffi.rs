@@ -368,7 +368,8 @@ fn fill_bytes(
 fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String> {
     let (buffers, watch) = (Buffers::default(), Watch::new(None, asked()));
     border("load", file, |path| {
-        let request = Wanted::of(path, request)?;
+        let mut request = Wanted::of(path, request)?;
+        request.storage.first = storage::FIRST_OF_HEADER;
         loading::explain(path, &request.with(targets, &buffers, &watch))
     })
 }

@@ -117,6 +117,10 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
 /// How much passes through a segment at a time. While the first segments fill, which they do all at
 /// once, nothing is copied: that may take a small part of the whole.
 fn stage_len(job: &Job<'_>, parcels: &[Parcel]) -> u64 {
+    if job.file.local().is_none() {
+        // A store is asked as seldom as can be.
+        return job.segment_len;
+    }
     let total: u64 = parcels.iter().map(|parcel| parcel.byte_len).sum();
     let len = total / (ROUNDS * job.num_thread as u64) / MIN_STAGE * MIN_STAGE;
     len.clamp(MIN_STAGE, job.segment_len.max(MIN_STAGE))

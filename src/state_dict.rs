@@ -12,11 +12,16 @@ use crate::{
     save::SaveOptions,
     select::Selection,
     slice::Cut,
-    storage,
+    storage::{self, FIRST_OF_HEADER},
     watch::Watch,
     ways::Way,
 };
-use std::{borrow::Borrow, collections::HashMap, ops::Range, path::Path};
+use std::{
+    borrow::Borrow,
+    collections::HashMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 /// How a file is loaded.
 ///
@@ -88,6 +93,13 @@ impl LoadOptions {
     ) -> Self {
         let pairs = storage::Options::new(options).pairs;
         self.storage = storage::Options { pairs, ..self.storage };
+        self
+    }
+
+    /// Keeps downloaded objects in `directory`, by version, for the next load.
+    #[must_use]
+    pub fn cache_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.storage.cache_dir = Some(directory.into());
         self
     }
 
@@ -196,7 +208,9 @@ impl LoadOptions {
     pub fn explain(&self, file: impl AsRef<Path>) -> Result<String> {
         let (buffers, watch) = (Buffers::default(), Watch::default());
         let targets = bridge::new_targets(false, false);
-        load::explain(file.as_ref(), &self.request(&targets, &buffers, &watch))
+        let storage = storage::Options { first: FIRST_OF_HEADER, ..self.storage.clone() };
+        let request = Request { storage: &storage, ..self.request(&targets, &buffers, &watch) };
+        load::explain(file.as_ref(), &request)
     }
 
     fn request<'a>(

@@ -82,7 +82,8 @@ struct LoadOptions {
   // Tensors to be filled in place instead of making new ones: of the same names and dtypes,
   // contiguous, and large enough. They are what load returns.
   std::optional<StateDict> state_dict = std::nullopt;
-  // Through page-locked memory of the device's own allocator. May not change from one use of a helper to the next.
+  // Through page-locked memory of the device's own allocator. May not change from one use of a
+  // helper to the next.
   bool use_pinmem = false;
   // Keeps the memory that a load needs beside its tensors.
   std::optional<IOHelper> helper = std::nullopt;
@@ -102,6 +103,11 @@ struct LoadOptions {
   std::optional<at::ScalarType> dtype = std::nullopt;
   // One piece of memory for all tensors on a device. By default each has its own.
   bool one_allocation = false;
+  // Of the store that the file is an address of, by the names of its own tools' variables in lower
+  // case, such as aws_endpoint_url. They precede the environment.
+  std::optional<c10::Dict<std::string, std::string>> storage_options = std::nullopt;
+  // Where downloaded objects are kept for the next load.
+  std::optional<std::string> cache_dir = std::nullopt;
 };
 
 struct SaveOptions {
@@ -123,6 +129,10 @@ struct SaveOptions {
   std::optional<IOHelper> helper = std::nullopt;
   // The file is on the disk when save returns. False leaves that to the system.
   bool durable = true;
+  // False: a file or an object that is there already is refused.
+  bool overwrite = true;
+  // As in LoadOptions.
+  std::optional<c10::Dict<std::string, std::string>> storage_options = std::nullopt;
 };
 
 namespace detail {
@@ -165,11 +175,11 @@ inline IOHelper::IOHelper(int64_t nbytes) {
 // directory"), and c10::ValueError if it is malformed ("read model.safetensors: ...").
 inline StateDict load(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::load");
-  auto stack =
-      detail::call(op, file, options.map_location, options.num_thread, options.use_direct_io,
-                   options.state_dict, options.use_pinmem, detail::value(options.helper),
-                   options.way, options.names, options.slices, options.progress, options.devices,
-                   options.dtype, options.one_allocation);
+  auto stack = detail::call(op, file, options.map_location, options.num_thread,
+                            options.use_direct_io, options.state_dict, options.use_pinmem,
+                            detail::value(options.helper), options.way, options.names,
+                            options.slices, options.progress, options.devices, options.dtype,
+                            options.one_allocation, options.storage_options, options.cache_dir);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
 }
 
@@ -177,8 +187,9 @@ inline StateDict load(const std::string& file, const LoadOptions& options = {}) 
 // does.
 inline std::string explain(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::explain");
-  auto stack = detail::call(op, file, options.num_thread, options.use_direct_io, options.way,
-                            options.names, options.slices);
+  auto stack =
+      detail::call(op, file, options.num_thread, options.use_direct_io, options.way, options.names,
+                   options.slices, options.storage_options, options.cache_dir);
   return stack.at(0).toStringRef();
 }
 
@@ -193,8 +204,8 @@ inline void save(const StateDict& state_dict, const std::string& file,
   static const c10::OperatorHandle op = detail::find_operator("veturboio::save");
   detail::call(op, state_dict, file, options.metadata, options.force_contiguous,
                options.force_save_shared_tensor, options.force_clone_shared_tensor,
-               options.num_thread, options.progress, detail::value(options.helper),
-               options.durable);
+               options.num_thread, options.progress, detail::value(options.helper), options.durable,
+               options.overwrite, options.storage_options);
 }
 
 // Reads the `__metadata__` of a safetensors file; empty if it has none.

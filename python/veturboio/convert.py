@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from veturboio import _ops
+from veturboio._address import Address, Place, place
 from veturboio._state_dict import Choice, ChoiceError, choose, listed
 from veturboio.errors import FormatError
 from veturboio.io import load, metadata
@@ -47,7 +48,7 @@ class Options:
     use_direct_io: bool = False
 
 
-def read_checkpoint(source: Path, options: Options) -> Choice:
+def read_checkpoint(source: Place, options: Options) -> Choice:
     """Read the state_dict of a PyTorch checkpoint, on the device meta for a dry run.
 
     Raises:
@@ -73,7 +74,7 @@ def read_checkpoint(source: Path, options: Options) -> Choice:
     return choice
 
 
-def _is_safetensors(source: Path) -> bool:
+def _is_safetensors(source: Place) -> bool:
     try:
         metadata(source)
     except FormatError:
@@ -81,7 +82,9 @@ def _is_safetensors(source: Path) -> bool:
     return True
 
 
-def _is_torchscript(source: Path) -> bool:
+def _is_torchscript(source: Place) -> bool:
+    if isinstance(source, Address):
+        return False
     if not zipfile.is_zipfile(source):
         return False
     try:
@@ -91,13 +94,13 @@ def _is_torchscript(source: Path) -> bool:
         return False
 
 
-def write(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
+def write(tensors: Mapping[str, torch.Tensor], target: Place) -> None:
     """Save the tensors, with a progress bar where standard error is a terminal."""
     with watched(sys.stderr.isatty()) as counters:
         _ops.save(tensors, str(target), force_save_shared_tensor=True, progress=counters)
 
 
-def validate(tensors: Mapping[str, torch.Tensor], target: Path) -> None:
+def validate(tensors: Mapping[str, torch.Tensor], target: Place) -> None:
     """Load the file again and compare it with the tensors, bit for bit.
 
     Raises:
@@ -126,7 +129,13 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.resolve_conj().resolve_neg().view(_INTEGERS[tensor.element_size()])
 
 
-def convert(source: Path, target: Path, options: Options) -> Iterator[str]:
+def _is_same(source: Place, target: Place) -> bool:
+    if isinstance(source, Path) and isinstance(target, Path):
+        return source.exists() and target.exists() and target.samefile(source)
+    return str(source) == str(target)
+
+
+def convert(source: Place, target: Place, options: Options) -> Iterator[str]:
     """Convert one checkpoint.
 
     Yields:
@@ -136,7 +145,7 @@ def convert(source: Path, target: Path, options: Options) -> Iterator[str]:
         ConvertError: the checkpoint cannot be converted, or the target is there already.
         OSError, ValueError, RuntimeError: as ``load`` and ``save_file`` say.
     """
-    if source.exists() and target.exists() and target.samefile(source):
+    if _is_same(source, target):
         raise ConvertError("input and output are the same file")
     if target.exists() and not options.overwrite:
         raise ConvertError(f"{target} exists already, --overwrite replaces it")
@@ -161,26 +170,27 @@ def convert(source: Path, target: Path, options: Options) -> Iterator[str]:
     yield f"converted {source} to {target}: {what}"
 
 
-def sources_in(inputs: list[Path]) -> list[Path]:
+def sources_in(inputs: list[Place]) -> list[Place]:
     """The files to convert: each input once, and for a directory the checkpoints in it.
 
     Raises:
         ConvertError: a directory has none.
         OSError: a directory cannot be read.
     """
-    sources: dict[str, Path] = {}
+    sources: dict[str, Place] = {}
     for path in inputs:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        inside: list[Place] = [path]
+        if isinstance(path, Path) and path.is_dir():
+            files = (p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            inside = [*sorted(files)]
             if not inside:
                 raise ConvertError(f"{path} holds no file named {', '.join(SUFFIXES)}")
         for source in inside:
-            sources.setdefault(os.path.abspath(source), source)  # noqa: PTH100 - links stay
+            sources.setdefault(_identity(source), source)
     return list(sources.values())
 
 
-def output_directory(inputs: list[Path], output: str | None) -> Path | None:
+def output_directory(inputs: list[Place], output: str | None) -> Place | None:
     """The directory that the results go to, if ``output`` names one and no file.
 
     Raises:
@@ -191,8 +201,8 @@ def output_directory(inputs: list[Path], output: str | None) -> Path | None:
     several = len(inputs) > 1 or any(path.is_dir() for path in inputs)
     if not several and not output.endswith("/"):
         return None
-    directory = Path(output)
-    if directory.exists() and not directory.is_dir():
+    directory = place(output)
+    if isinstance(directory, Path) and directory.exists() and not directory.is_dir():
         raise ConvertError(f"{directory} is no directory, which the output has to be")
     return directory
 
@@ -233,10 +243,16 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _path(text: str) -> Path:
+def _identity(source: Place) -> str:
+    if isinstance(source, Address):
+        return str(source)
+    return os.path.abspath(source)  # noqa: PTH100 - links stay
+
+
+def _path(text: str) -> Place:
     if not text:
         raise argparse.ArgumentTypeError("an empty name names no file")
-    return Path(text)
+    return place(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -257,14 +273,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConvertError, OSError) as error:
         print(f"convert {', '.join(map(str, inputs))}: {error}", file=sys.stderr)
         return 1
-    taken: dict[Path, Path] = {}
+    taken: dict[str, Place] = {}
     failed = 0
     for source in sources:
         target = source.with_suffix(".safetensors")
         if output is not None:
-            target = Path(output) if directory is None else directory / target.name
+            target = place(output) if directory is None else directory / target.name
         try:
-            other = taken.setdefault(target.parent.resolve() / target.name, source)
+            written = str(target)
+            if isinstance(target, Path):
+                written = str(target.parent.resolve() / target.name)
+            other = taken.setdefault(written, source)
             if other is not source:
                 raise ConvertError(f"{target} is the output of {other}")
             for sentence in convert(source, target, options):

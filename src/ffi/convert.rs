@@ -30,7 +30,7 @@ pub(super) struct Wanted {
     wish: Wish,
     selection: Selection,
     placement: Placement,
-    storage: storage::Options,
+    pub(super) storage: storage::Options,
     header_only: bool,
     structured: bool,
 }

@@ -76,6 +76,12 @@ impl LocalFile {
         }
     }
 
+    /// The same file by the name that messages are to use.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn called(self, name: &Path) -> Self {
+        Self { path: name.to_owned(), ..self }
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }

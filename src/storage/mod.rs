@@ -7,6 +7,7 @@
 mod cloud;
 pub mod local;
 mod options;
+mod sfcs;
 pub mod sink;
 mod system;
 
@@ -29,7 +30,7 @@ pub fn open(path: &Path, options: &Options, watch: &Watch<'_>) -> Result<Box<dyn
     match place("open", path)? {
         Place::Local(path) => Ok(Box::new(LocalFile::open(&path)?)),
         Place::Cloud(scheme, rest) => open_object(path, (scheme, rest), options, watch),
-        Place::Sfcs(_) => Err(Error::not_implemented("open", path, "sfcs://")),
+        Place::Sfcs(rooted) => Ok(Box::new(sfcs::SfcsFile::open(path, &rooted)?)),
     }
 }
 
@@ -64,7 +65,7 @@ pub fn create(
     match place("save", path)? {
         Place::Local(path) => Ok(Box::new(sink::LocalSink::create(&path, creation)?)),
         Place::Cloud(scheme, rest) => create_object(path, (scheme, rest), creation, options, watch),
-        Place::Sfcs(_) => Err(Error::not_implemented("save", path, "sfcs://")),
+        Place::Sfcs(rooted) => Ok(Box::new(sfcs::SfcsSink::create(path, &rooted, creation)?)),
     }
 }
 

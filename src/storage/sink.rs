@@ -201,7 +201,7 @@ fn check_target(path: &Path, target: &Path) -> Result<()> {
 }
 
 /// Reserves the blocks of a file: a full disk is found before anything is written.
-fn allocate(file: &File, len: u64) -> io::Result<()> {
+pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
     if len == 0 {
         return Ok(());
     }

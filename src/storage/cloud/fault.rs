@@ -37,6 +37,10 @@ impl Fault {
         }
         let cause = hidden(&root(error), secrets);
         match error {
+            // What a server says of ranges does not get better by asking again.
+            _ if NO_RANGES_TOLD.iter().any(|told| cause.contains(told)) => {
+                Self::last(libc::EOPNOTSUPP, NO_RANGES)
+            }
             Error::NotFound { .. } => Self::last(libc::ENOENT, cause),
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
                 Self::last(libc::EACCES, cause)
@@ -49,8 +53,6 @@ impl Fault {
             | Error::NotSupported { .. }
             | Error::NotImplemented { .. }
             | Error::UnknownConfigurationKey { .. } => Self::last(libc::EINVAL, cause),
-            // What a server says of ranges does not get better by asking again.
-            _ if cause.contains("non-partial response") => Self::last(libc::EOPNOTSUPP, NO_RANGES),
             _ => Self::passing(cause),
         }
     }
@@ -83,6 +85,8 @@ impl Fault {
 }
 
 pub const CHANGED: &str = "the object was changed while it was read";
+/// How the store's client says that.
+const NO_RANGES_TOLD: [&str; 2] = ["non-partial response", "Range request not supported"];
 const NO_RANGES: &str = "the server ignores ranges, and the object is too large for one answer";
 
 /// The first error of type `T` among the causes.

@@ -9,10 +9,12 @@
 //! | [`line`] | a thread's client and the loop it runs in |
 //! | [`object`], [`flight`] | reading: one range, many at once |
 //! | [`upload`] | writing |
+//! | [`cache`] | copies that are kept |
 //!
 //! None of them knows a tensor, and what a store answers is believed only where it fits what was
 //! asked.
 
+mod cache;
 mod fault;
 mod flight;
 mod line;
@@ -22,16 +24,23 @@ mod service;
 mod store;
 mod upload;
 
-use super::{options::Options, Creation, Sink, Source};
+use super::{
+    options::{Options, FIRST},
+    Creation, Sink, Source,
+};
 use crate::{
     address::Scheme,
     error::{Error, Result},
     watch::Watch,
 };
+use cache::Cache;
 use object::Object;
 use std::path::Path;
 use store::Recipe;
 use upload::Upload;
+
+/// Requests in flight while an object is downloaded to be kept.
+const DOWNLOADS: usize = 32;
 
 pub fn open(
     path: &Path,
@@ -40,7 +49,21 @@ pub fn open(
     watch: &Watch<'_>,
 ) -> Result<Box<dyn Source>> {
     let recipe = recipe("open", path, (scheme, rest), options)?;
-    Ok(Box::new(Object::open(path, scheme.name(), recipe, options.first, watch)?))
+    let (origin, max_bytes) = (recipe.origin.clone(), recipe.cache_max_bytes);
+    let object = Object::open(path, scheme.name(), recipe, options.first, watch)?;
+    if let Some(directory) = &options.cache_dir {
+        let cache = Cache { directory, max_bytes, num_thread: DOWNLOADS };
+        if let Some(file) = cache.find(&object, &origin) {
+            return Ok(Box::new(file));
+        }
+        // Who wants a part only shall not wait for the whole.
+        if options.first == FIRST {
+            if let Some(file) = cache.keep(&object, &origin, watch)? {
+                return Ok(Box::new(file));
+            }
+        }
+    }
+    Ok(Box::new(object))
 }
 
 pub fn create(

@@ -21,6 +21,8 @@ use std::{collections::BTreeMap, env, fmt, time::Duration};
 /// How long a store may keep silent, and how long all tries of one request may take, unless the
 /// options `read_timeout` and `retry_timeout` say otherwise.
 const READ_TIMEOUT: &str = "15s";
+/// What a cache may hold, unless the option `cache_max_bytes` says otherwise.
+const CACHE_MAX_BYTES: u64 = 100 << 30;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One object, and how to reach it. Clients are made from it, one for each loop that waits for
@@ -32,6 +34,9 @@ pub struct Recipe {
     additions: Additions,
     client: Vec<(ClientConfigKey, String)>,
     pub secrets: Vec<String>,
+    /// What the store is reached by; tells stores apart whose objects have the same names.
+    pub origin: String,
+    pub cache_max_bytes: u64,
     pub budget: Duration,
 }
 
@@ -41,6 +46,22 @@ enum Kind {
     Gs(Box<GoogleCloudStorageBuilder>),
     Az(Box<MicrosoftAzureBuilder>),
     Http(String),
+}
+
+impl Kind {
+    fn origin(&self) -> String {
+        let told = match self {
+            Self::S3(builder) => builder.get_config_value(&AmazonS3ConfigKey::Endpoint),
+            Self::Gs(builder) => builder.get_config_value(&GoogleConfigKey::BaseUrl),
+            Self::Az(builder) => {
+                let account = builder.get_config_value(&AzureConfigKey::AccountName);
+                let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
+                Some(format!("{account:?} {endpoint:?}"))
+            }
+            Self::Http(origin) => Some(origin.clone()),
+        };
+        told.unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for Recipe {
@@ -88,6 +109,10 @@ impl Recipe {
         let mut pairs = options.pairs.clone();
         let budget =
             pairs.remove("retry_timeout").map_or(Ok(RETRY_TIMEOUT), |text| seconds(&text))?;
+        let cache_max_bytes = match pairs.remove("cache_max_bytes") {
+            Some(text) => text.parse().map_err(|_| "cache_max_bytes is no number of bytes")?,
+            None => CACHE_MAX_BYTES,
+        };
         let mut secrets: Vec<String> =
             options.pairs.iter().filter(|(k, _)| is_secret(k)).map(|(_, v)| v.clone()).collect();
         secrets.extend(env::vars_os().filter_map(|(name, value)| {
@@ -99,8 +124,8 @@ impl Recipe {
         let (kind, path) = match scheme {
             Scheme::S3 => (s3(bucket, &mut pairs, &mut secrets)?, key.to_owned()),
             Scheme::Tos => (tos(bucket, &mut pairs)?, key.to_owned()),
-            Scheme::Gs => (gs(bucket, &mut pairs)?, key.to_owned()),
-            Scheme::Az => (az(bucket, &mut pairs)?, key.to_owned()),
+            Scheme::Gs => (gs(bucket, &mut pairs), key.to_owned()),
+            Scheme::Az => (az(bucket, &mut pairs), key.to_owned()),
             Scheme::Http => {
                 let (origin, path) = http(rest, &mut additions)?;
                 secrets.extend(additions.query.clone());
@@ -118,7 +143,8 @@ impl Recipe {
             client.push((key, value));
         }
         secrets.retain(|secret| secret.len() >= 4);
-        Ok(Self { kind, path, additions, client, secrets, budget })
+        let origin = kind.origin();
+        Ok(Self { kind, path, additions, client, secrets, origin, cache_max_bytes, budget })
     }
 
     /// The same for an object that must not be there yet.
@@ -305,7 +331,7 @@ fn tos(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
     Ok(Kind::S3(Box::new(builder)))
 }
 
-fn gs(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
+fn gs(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Kind {
     let mut builder = GoogleCloudStorageBuilder::from_env();
     if let Ok(host) = env::var("STORAGE_EMULATOR_HOST") {
         let url = if host.contains("://") { host } else { format!("http://{host}") };
@@ -314,10 +340,10 @@ fn gs(bucket: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
     for (key, value) in known::<GoogleConfigKey>(pairs) {
         builder = builder.with_config(key, value);
     }
-    Ok(Kind::Gs(Box::new(builder.with_bucket_name(bucket))))
+    Kind::Gs(Box::new(builder.with_bucket_name(bucket)))
 }
 
-fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
+fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Kind {
     let mut builder = MicrosoftAzureBuilder::from_env();
     let mut given: Vec<(AzureConfigKey, String)> = Vec::new();
     if let Ok(text) = env::var("AZURE_STORAGE_CONNECTION_STRING") {
@@ -346,7 +372,7 @@ fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Result<Kind> {
     for (key, value) in known::<AzureConfigKey>(pairs) {
         builder = builder.with_config(key, value);
     }
-    Ok(Kind::Az(Box::new(builder.with_container_name(container))))
+    Kind::Az(Box::new(builder.with_container_name(container)))
 }
 
 /// The origin and the path of a web address; what may be secret goes to the `additions`.

@@ -14,6 +14,7 @@ use crate::{
     watch::Watch,
 };
 use bytes::Bytes;
+use md5::{Digest, Md5};
 use object_store::{
     multipart::{MultipartStore, PartId},
     Error as StoreError, MultipartId, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -98,7 +99,7 @@ impl Upload {
             let count = self.len.div_ceil(self.part_len) as usize;
             self.parts = Mutex::new(vec![None; count]);
             let id = self
-                .ask(watch, async |parts| parts.create_multipart(&self.lines.recipe.path).await)?;
+                .ask(watch, &async |parts| parts.create_multipart(&self.lines.recipe.path).await)?;
             self.id = Some(id);
         }
         Ok(())
@@ -108,7 +109,7 @@ impl Upload {
     fn refuse_existing(&self, watch: &Watch<'_>) -> io::Result<()> {
         let path = &self.lines.recipe.path;
         let found =
-            self.repeat(watch, async |line| match line.store.objects().head(path).await {
+            self.repeat(watch, &async |line| match line.store.objects().head(path).await {
                 Ok(_) => Ok(true),
                 Err(error) => match Fault::of(&error, &self.lines.recipe.secrets) {
                     fault if fault.errno() == Some(libc::ENOENT) => Ok(false),
@@ -125,9 +126,9 @@ impl Upload {
     fn ask<T>(
         &self,
         watch: &Watch<'_>,
-        work: impl AsyncFn(&dyn MultipartStore) -> std::result::Result<T, StoreError>,
+        work: &impl AsyncFn(&dyn MultipartStore) -> Result<T, StoreError>,
     ) -> io::Result<T> {
-        self.repeat(watch, async |line| {
+        self.repeat(watch, &async |line| {
             let Some(parts) = line.store.parts() else {
                 return Err(Fault::last(libc::EROFS, "objects of web servers can only be read"));
             };
@@ -138,7 +139,7 @@ impl Upload {
     fn repeat<T>(
         &self,
         watch: &Watch<'_>,
-        work: impl AsyncFn(&Line) -> std::result::Result<T, Fault>,
+        work: &impl AsyncFn(&Line) -> Result<T, Fault>,
     ) -> io::Result<T> {
         self.lines.with(|line| {
             line.wait(watch, async {
@@ -156,10 +157,11 @@ impl Upload {
     fn put_whole(&self, watch: &Watch<'_>) -> io::Result<()> {
         let bytes = self.whole.lock().unwrap_or_else(PoisonError::into_inner).take();
         let bytes = Bytes::from(bytes.unwrap_or_default());
+        let tag = hex(&Md5::digest(&bytes));
         let mode = if self.overwrite { PutMode::Overwrite } else { PutMode::Create };
         let recipe = &self.lines.recipe;
         let tries = AtomicUsize::new(0);
-        self.repeat(watch, async |line| {
+        self.repeat(watch, &async |line| {
             let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
             let options = PutOptions { mode: mode.clone(), ..Default::default() };
             let payload = PutPayload::from_bytes(bytes.clone());
@@ -167,33 +169,8 @@ impl Upload {
                 Ok(_) => Ok(()),
                 Err(error) => match self.refused(Fault::of(&error, &recipe.secrets)) {
                     // The answer to an earlier try may have been lost.
-                    fault if again && fault.errno() == Some(libc::EEXIST) => self
-                        .is_ours(line, None)
-                        .await
-                        .and_then(|yes| if yes { Ok(()) } else { Err(fault) }),
-                    fault => Err(fault),
-                },
-            }
-        })
-    }
-
-    fn complete(&self, id: &MultipartId, watch: &Watch<'_>) -> io::Result<()> {
-        let parts: Option<Vec<PartId>> =
-            self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        let parts = parts.ok_or_else(|| said(libc::EIO, "not all parts were written"))?;
-        let recipe = &self.lines.recipe;
-        let count = parts.len();
-        let tries = AtomicUsize::new(0);
-        self.repeat(watch, async |line| {
-            let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
-            let Some(store) = line.store.parts() else { return Ok(()) };
-            match store.complete_multipart(&recipe.path, id, parts.clone()).await {
-                Ok(_) => Ok(()),
-                Err(error) => match self.refused(Fault::of(&error, &recipe.secrets)) {
-                    fault
-                        if again && matches!(fault.errno(), Some(libc::ENOENT | libc::EEXIST)) =>
-                    {
-                        let ours = self.is_ours(line, Some(count)).await?;
+                    fault if again && fault.errno() == Some(libc::EEXIST) => {
+                        let ours = self.is_ours(line, Some(&tag)).await?;
                         if ours {
                             Ok(())
                         } else {
@@ -206,20 +183,44 @@ impl Upload {
         })
     }
 
+    fn complete(&self, id: &MultipartId, watch: &Watch<'_>) -> io::Result<()> {
+        let parts: Option<Vec<PartId>> =
+            self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        let parts = parts.ok_or_else(|| said(libc::EIO, "not all parts were written"))?;
+        let recipe = &self.lines.recipe;
+        let tag = tag_of(&parts);
+        let tries = AtomicUsize::new(0);
+        self.repeat(watch, &async |line| {
+            let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
+            let Some(store) = line.store.parts() else { return Ok(()) };
+            let Err(error) = store.complete_multipart(&recipe.path, id, parts.clone()).await else {
+                return Ok(());
+            };
+            let fault = self.refused(Fault::of(&error, &recipe.secrets));
+            // The answer to an earlier try may have been lost, and the upload be an object already.
+            let is_gone = matches!(fault.errno(), Some(libc::ENOENT | libc::EACCES));
+            if !again || !(is_gone || fault.errno() == Some(libc::EEXIST)) {
+                return Err(fault);
+            }
+            if self.is_ours(line, tag.as_deref()).await? {
+                return Ok(());
+            }
+            // Or be just about to become one: that takes a store its time.
+            let not_yet = || Fault::passing("the store has forgotten the upload");
+            Err(if is_gone { not_yet() } else { fault })
+        })
+    }
+
     /// Whether the object that stands there now is, as far as it can be told, the one that was sent.
-    async fn is_ours(&self, line: &Line, parts: Option<usize>) -> std::result::Result<bool, Fault> {
+    async fn is_ours(&self, line: &Line, tag: Option<&str>) -> Result<bool, Fault> {
         let recipe = &self.lines.recipe;
         match line.store.objects().head(&recipe.path).await {
             Ok(meta) => {
-                let tag = meta.e_tag.unwrap_or_default();
-                let tag = tag.trim_matches('"').rsplit_once('-').map(|(_, count)| count.to_owned());
-                let counted = match (parts, tag) {
-                    (Some(parts), Some(count)) => {
-                        count.parse::<usize>().map_or(true, |n| n == parts)
-                    }
-                    _ => true,
-                };
-                Ok(meta.size == self.len && counted)
+                let found = meta.e_tag.unwrap_or_default();
+                let found = found.trim_matches('"');
+                // A tag of another kind tells nothing.
+                let told = tag.filter(|tag| tag.len() == found.len());
+                Ok(meta.size == self.len && told.is_none_or(|tag| tag == found))
             }
             Err(error) => match Fault::of(&error, &recipe.secrets) {
                 fault if fault.errno() == Some(libc::ENOENT) => Ok(false),
@@ -245,6 +246,30 @@ impl Upload {
 
 const EXISTS: &str = "File exists";
 
+/// The tag that stores like S3 give to an object of these parts, whose tags are their digests: the
+/// digest of the digests, and how many there are.
+fn tag_of(parts: &[PartId]) -> Option<String> {
+    let mut digest = Md5::new();
+    for part in parts {
+        let tag = part.content_id.trim_matches('"');
+        if tag.len() != 32 {
+            return None;
+        }
+        for at in (0..32).step_by(2) {
+            digest.update([u8::from_str_radix(tag.get(at..at + 2)?, 16).ok()?]);
+        }
+    }
+    Some(format!("{}-{}", hex(&digest.finalize()), parts.len()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 impl Sink for Upload {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.write_part(bytes.to_vec(), offset, &Watch::default())
@@ -266,7 +291,7 @@ impl Sink for Upload {
         let index = (offset / self.part_len) as usize;
         let bytes = Bytes::from(bytes);
         let path = &self.lines.recipe.path;
-        let part = self.ask(watch, async |parts| {
+        let part = self.ask(watch, &async |parts| {
             parts.put_part(path, id, index, PutPayload::from_bytes(bytes.clone())).await
         });
         let part = part.map_err(|error| {

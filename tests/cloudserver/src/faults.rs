@@ -24,6 +24,8 @@ pub struct Behaviour {
     pub retry_after: Option<u64>,
     /// Whether to answer as a plain web server, without ETag and signature.
     pub anonymous: bool,
+    /// Whether such answers have an ETag after all: a store without the work of checking signatures.
+    pub tagged: bool,
 }
 
 impl Behaviour {
@@ -86,8 +88,7 @@ fn change(headers: &mut HeaderMap, to: impl Fn(u64, u64, u64) -> (u64, u64, u64)
     let told = headers.get(header::CONTENT_RANGE).and_then(|range| {
         let (range, len) = range.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = range.split_once('-')?;
-        let (first, last, len) =
-            to(first.parse().ok()?, last.parse().ok()?, len.parse().ok()?);
+        let (first, last, len) = to(first.parse().ok()?, last.parse().ok()?, len.parse().ok()?);
         format!("bytes {first}-{last}/{len}").parse().ok()
     });
     if let Some(told) = told {

@@ -113,7 +113,7 @@ impl Server {
         let method = request.method().clone();
         let anonymous = behaviour.anonymous && method == Method::GET;
         let answer = if anonymous {
-            plain(file.as_deref(), request.headers())?
+            plain(file.as_deref(), request.headers(), behaviour.tagged)?
         } else {
             let answer = self.s3.call(request.map(s3s::Body::from)).await;
             answer.map_err(|error| format!("{error:?}"))?
@@ -153,9 +153,12 @@ impl Server {
             return None;
         }
         // Multiplicative, as good as these tests need.
-        let step = |n: u64| n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let step = |n: u64| {
+            n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+        };
         let order = Ordering::Relaxed;
-        let drawn = step(self.chance.fetch_update(order, order, |n| Some(step(n))).unwrap_or(0)) >> 33;
+        let drawn =
+            step(self.chance.fetch_update(order, order, |n| Some(step(n))).unwrap_or(0)) >> 33;
         let share = (drawn % 10_000) as f64 / 10_000.0;
         if behaviour.faults.is_empty() || share >= behaviour.chance {
             return None;
@@ -177,7 +180,11 @@ impl Server {
 const SLOW_DOWN: &str = "<Error><Code>SlowDown</Code><Message>told to</Message></Error>";
 
 /// A web server's answer, without signatures.
-fn plain(file: Option<&Path>, headers: &HeaderMap) -> io::Result<Response<s3s::Body>> {
+fn plain(
+    file: Option<&Path>,
+    headers: &HeaderMap,
+    tagged: bool,
+) -> io::Result<Response<s3s::Body>> {
     let mut answer = Response::new(s3s::Body::empty());
     let Some(file) = file else {
         *answer.status_mut() = StatusCode::NOT_FOUND;
@@ -186,9 +193,15 @@ fn plain(file: Option<&Path>, headers: &HeaderMap) -> io::Result<Response<s3s::B
     let len = file.metadata()?.len();
     let range = headers.get(header::RANGE).and_then(|range| {
         let (first, last) = range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
-        Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?.min(len.saturating_sub(1))))
+        let last = if last.is_empty() { len } else { last.parse::<u64>().ok()? };
+        Some((first.parse::<u64>().ok()?, last.min(len.saturating_sub(1))))
     });
     let headers = answer.headers_mut();
+    if tagged {
+        headers.insert(header::ETAG, header::HeaderValue::from_static("\"one\""));
+        let then = header::HeaderValue::from_static("Mon, 01 Jan 2024 00:00:00 GMT");
+        headers.insert(header::LAST_MODIFIED, then);
+    }
     match range {
         Some((first, last)) if first <= last => {
             headers.insert(header::CONTENT_LENGTH, (last - first + 1).into());
@@ -217,4 +230,3 @@ fn mapped(file: &Path, headers: &HeaderMap, len: u64) -> io::Result<Bytes> {
     let end = (start + len as usize).min(map.len());
     Ok(Bytes::from_owner(map).slice(start.min(end)..end))
 }
-
