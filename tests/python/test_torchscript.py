@@ -178,14 +178,16 @@ def test_schemas() -> None:
         " bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False,"
         " __torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None,"
         " str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None,"
-        " Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False)"
-        " -> Dict(str, Tensor)",
+        " Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False,"
+        " Dict(str, str)? storage_options=None, str? cache_dir=None) -> Dict(str, Tensor)",
         "save": "veturboio::save(Dict(str, Tensor) state_dict, str file, *,"
         " Dict(str, str)? metadata=None, bool force_contiguous=True,"
         " bool force_save_shared_tensor=False, bool force_clone_shared_tensor=False,"
         " int num_thread=32, Tensor? progress=None,"
-        " __torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True) -> ()",
-        "metadata": "veturboio::metadata(str file) -> Dict(str, str)",
+        " __torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True,"
+        " bool overwrite=True, Dict(str, str)? storage_options=None) -> ()",
+        "metadata": "veturboio::metadata(str file, *, Dict(str, str)? storage_options=None)"
+        " -> Dict(str, str)",
     }
 
 
