@@ -26,6 +26,9 @@ const DISK_DEPTH: usize = 4;
 /// Pieces that each reader of a slow storage takes one after the other, so that all end together.
 const PIECES_EACH: u64 = 4;
 
+/// The longest range that a store is asked for, in bytes.
+const MAX_RANGE: u64 = 64 << 20;
+
 /// What FUSE sends in one request at most, unless the mount or the system says otherwise.
 const MIN_REQUEST: u64 = 1 << 20;
 
@@ -76,6 +79,7 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
             // In small requests, whatever their length: it would take seconds to stop.
             Storage::Remote if matches!(way, Way::Map | Way::Read) => MIN_REQUEST,
             Storage::Remote => shared(wanted, num_thread),
+            Storage::Object => ranged(wanted, num_thread),
             _ => SEGMENT_LEN,
         };
         Choice { way, num_thread, segment_len, reason }
@@ -130,6 +134,13 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
 fn shared(wanted: u64, num_thread: usize) -> u64 {
     let share = wanted / (PIECES_EACH * num_thread as u64);
     share.next_multiple_of(MIN_REQUEST).clamp(MIN_REQUEST, SEGMENT_LEN)
+}
+
+/// Cuts so that every connection to a store has one range, since each costs a delay: none shorter
+/// than the cost of a request allows, and none so long that one slow connection keeps all waiting.
+fn ranged(wanted: u64, num_thread: usize) -> u64 {
+    let share = wanted / num_thread as u64 + 1;
+    share.next_multiple_of(MIN_REQUEST).clamp(SEGMENT_LEN, MAX_RANGE)
 }
 
 #[cfg(test)]
@@ -214,6 +225,16 @@ mod tests {
             choose(Wish { way: None, num_thread: 32 }, &facts).segment_len
         };
         assert_eq!((cut(1000), cut(256 << 20), cut(1 << 40)), (1 << 20, 2 << 20, SEGMENT_LEN));
+    }
+
+    #[test]
+    fn a_store_is_asked_for_one_long_range_by_each_connection() {
+        let cut = |wanted| {
+            let facts = Facts { file_system: S3, wanted, ..facts(EXT4, None) };
+            choose(Wish { way: None, num_thread: 32 }, &facts).segment_len
+        };
+        assert_eq!((cut(1000), cut(100 << 20)), (SEGMENT_LEN, SEGMENT_LEN));
+        assert_eq!((cut(1 << 30), cut(1 << 40)), (33 << 20, MAX_RANGE));
     }
 
     #[test]
