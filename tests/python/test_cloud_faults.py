@@ -179,16 +179,18 @@ def test_a_web_server(store: Store) -> None:
 
 
 def test_an_object_that_changes_is_never_mixed(store: Store) -> None:
-    one, other = state(0), state(1_000_000)
+    # Four ranges, one after the other; it changes during the first or the second.
+    one, other = state(0, mib=200), state(1_000_000, mib=200)
     save(store, "change", one)
-    store.behave(rate=20 * MIB)
+    store.behave(rate=50 * MIB)
     changed = threading.Timer(0.15, lambda: save(store, "change", other))
     changed.start()
     with pytest.raises(
         OSError, match="s3://bucket/change: the object was changed while it was read"
     ):
-        load(store, "change", num_thread=2)
+        load(store, "change", num_thread=1)
     changed.join()
+    store.behave()
     assert same(load(store, "change"), other)
 
 

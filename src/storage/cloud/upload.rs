@@ -44,6 +44,11 @@ const IN_FLIGHT: u64 = 96 << 20;
 const ABORT: Duration = Duration::from_secs(10);
 const ABORT_AT_ONCE: Duration = Duration::from_millis(500);
 
+/// How often a store may say that there is no such upload, or that it is not to be aborted, before it is
+/// believed: what fails in passing may look so, and an upload left behind is paid for.
+const REFUSALS: usize = 6;
+const BETWEEN_REFUSALS: Duration = Duration::from_millis(20);
+
 #[derive(Debug)]
 pub struct Upload {
     name: PathBuf,
@@ -327,14 +332,22 @@ impl Drop for Upload {
             line.wait(&Watch::default(), async {
                 let abort = async {
                     let mut patience = Patience::new(budget);
+                    let mut refusals = 0;
                     loop {
                         let Some(parts) = line.store.parts() else { return Ok(()) };
                         match parts.abort_multipart(&recipe.path, &id).await {
                             Ok(()) => return Ok(()),
-                            Err(error) => match Fault::of(&error, &recipe.secrets) {
-                                fault if fault.errno() == Some(libc::ENOENT) => return Ok(()),
-                                fault => patience.wait(fault).await?,
-                            },
+                            Err(error) => {
+                                let fault = Fault::of(&error, &recipe.secrets);
+                                if patience.wait(fault).await.is_ok() {
+                                    continue;
+                                }
+                                refusals += 1;
+                                if refusals == REFUSALS {
+                                    return Ok(());
+                                }
+                                tokio::time::sleep(BETWEEN_REFUSALS).await;
+                            }
                         }
                     }
                 };
