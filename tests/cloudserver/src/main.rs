@@ -84,13 +84,13 @@ impl Server {
         if let Some(control) = request.uri().path().strip_prefix("/.control/") {
             let control = control.to_owned();
             let told = request.into_body().collect().await?.to_bytes();
-            return Ok(self.control(&control, &told)?);
+            return self.control(&control, &told);
         }
         let behaviour = self.behaviour.lock().unwrap().clone();
-        let stats = &self.stats;
-        stats.requests.fetch_add(1, Ordering::Relaxed);
+        let counted = &self.stats;
+        counted.requests.fetch_add(1, Ordering::Relaxed);
         if request.method() == Method::GET {
-            stats.gets.fetch_add(1, Ordering::Relaxed);
+            counted.gets.fetch_add(1, Ordering::Relaxed);
         }
         tokio::time::sleep(Duration::from_millis(behaviour.delay_ms)).await;
         let fault = self.fault(&behaviour, request.method());
@@ -132,7 +132,7 @@ impl Server {
         if range.is_some() {
             fault.inspect(|fault| faults::spoil(*fault, &mut parts.headers, &mut body));
         }
-        stats.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+        counted.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
         body.paced(pace, behaviour.rate);
         Ok(Response::from_parts(parts, body))
     }
