@@ -13,13 +13,14 @@ const SOURCES: [&str; 6] = [
     "csrc/targets.cpp",
     "csrc/tensor.cpp",
 ];
-const HEADERS: [&str; 6] = [
+const HEADERS: [&str; 7] = [
     "csrc/error.h",
     "csrc/helper.h",
     "csrc/lanes.h",
     "csrc/state_dict.h",
     "csrc/targets.h",
     "csrc/tensor.h",
+    "csrc/wanted.h",
 ];
 
 fn main() {

@@ -213,7 +213,7 @@ mod tests {
         for way in Way::ALL.map(Some).into_iter().chain([None]) {
             let choice = asked(way);
             assert_eq!((choice.way, choice.num_thread), (Way::Read, 16));
-            assert_eq!(choice.segment_len, SEGMENT_LEN);
+            assert_eq!(choice.segment_len, MAX_RANGE);
         }
         assert!(asked(None).reason.contains("each request to s3 takes its time"));
     }
