@@ -11,7 +11,7 @@ use crate::{
     targets::{HostMemory, Pending},
     watch::Watch,
 };
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How often a device is asked whether it is done before its word is given up on.
 const TRIES: usize = 3;
+
+/// The size of a huge page: 2 MiB on x86-64, and on aarch64 with pages of 4 KiB.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Buffers of [`SEGMENT_LEN`] bytes that start at a page.
 #[derive(Debug)]
@@ -82,8 +85,39 @@ impl State {
 }
 
 enum Memory {
-    Pages(MmapMut),
+    Pages(Pages),
     Host(Box<dyn HostMemory>),
+}
+
+/// Ordinary memory that begins at a huge page and consists of such, where the system has them: a disk is
+/// handed a few long pieces of memory instead of two thousand short ones.
+struct Pages {
+    map: MmapMut,
+    start: usize,
+}
+
+impl Pages {
+    fn new() -> io::Result<Self> {
+        let map = MmapMut::map_anon(SEGMENT_LEN as usize + HUGE_PAGE)?;
+        let start = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // A system without huge pages does without.
+        let _ = map.advise_range(Advice::HugePage, start, SEGMENT_LEN as usize);
+        Ok(Self { map, start })
+    }
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map[self.start..][..SEGMENT_LEN as usize]
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.map[self.start..][..SEGMENT_LEN as usize]
+    }
 }
 
 /// The memory of a buffer, and what a device may still be copying from it or to it.
@@ -198,7 +232,7 @@ impl Buffers {
         allocate: &dyn Fn(u64) -> io::Result<Box<dyn HostMemory>>,
     ) -> io::Result<Segment> {
         let made = match kind {
-            None => MmapMut::map_anon(SEGMENT_LEN as usize).map(Memory::Pages),
+            None => Pages::new().map(Memory::Pages),
             Some(_) => allocate(SEGMENT_LEN).map(Memory::Host),
         };
         match made {

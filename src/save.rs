@@ -22,14 +22,6 @@ use std::{
     path::Path,
 };
 
-/// From so many bytes of tensors on, the header is padded so that they can be written to a disk from
-/// where they lie, and be read into where they are wanted: large blocks of memory begin 64 bytes
-/// after a page's start in most allocators, torch's on the CPU among them, and disks want
-/// addresses to be multiples of 512 bytes at most.
-const PADDED_LEN: u64 = 64 << 20;
-const PAD_ALIGN: usize = 512;
-const PAD_REST: usize = 64;
-
 /// How many names a message about shared tensors lists.
 const MAX_LISTED: usize = 5;
 
@@ -183,10 +175,7 @@ impl SaveOptions {
 
         let entries =
             written.iter().map(|&i| entry(tensors, &views[i], path)).collect::<Result<Vec<_>>>()?;
-        let mut header = encode(&entries, &metadata).map_err(|refused| refuse(path, refused))?;
-        if header.layout.last().is_some_and(|&(_, _, end)| end >= PADDED_LEN) {
-            header.pad(PAD_ALIGN, PAD_REST);
-        }
+        let header = encode(&entries, &metadata).map_err(|refused| refuse(path, refused))?;
         let data_start = header.bytes.len() as u64;
         let items: Vec<Item> = header
             .layout

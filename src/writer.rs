@@ -8,7 +8,6 @@ use crate::{
     tensors::{StateDict, Tensor},
     threads,
     watch::{Stopped, Watch},
-    ways::PAGE,
 };
 use std::{ops::Range, path::Path};
 
@@ -44,27 +43,6 @@ enum Source<'a> {
     Gather(usize, u64),
 }
 
-impl<'a> Source<'a> {
-    /// The first `len` bytes of it.
-    fn first(&self, len: usize) -> Source<'a> {
-        match *self {
-            Source::Here(here) => Source::Here(&here[..len]),
-            Source::Gather(tensor, begin) => Source::Gather(tensor, begin),
-        }
-    }
-}
-
-/// The whole pages of the file among `bytes` of it, if they are many and lie in memory, as `here`,
-/// where they can be written from.
-fn pages_within(bytes: &Range<u64>, here: &[u8], align: usize) -> Option<Range<u64>> {
-    let (start, end) = (bytes.start.next_multiple_of(PAGE), bytes.end / PAGE * PAGE);
-    if end.saturating_sub(start) < LARGE as u64 {
-        return None;
-    }
-    let address = here.as_ptr() as usize + (start - bytes.start) as usize;
-    address.is_multiple_of(align).then_some(start..end)
-}
-
 pub struct Writer<'a> {
     pub file: Layout<'a>,
     pub sink: &'a dyn Sink,
@@ -93,10 +71,12 @@ impl Writer<'_> {
         let segments = plan::segments(0..self.file.len(), len).collect();
         threads::for_each(num_thread, segments, self.watch, |segment: Range<u64>| {
             let len = segment.end - segment.start;
-            let written = match self.sink.direct_align() {
-                _ if self.sink.part_len().is_some() => self.write_part(&segment),
-                Some(align) => self.write_direct(&segment, align),
-                None => self.write(&segment),
+            let written = if self.sink.part_len().is_some() {
+                self.write_part(&segment)
+            } else if self.sink.is_direct() {
+                self.write_direct(&segment)
+            } else {
+                self.write(&segment)
             };
             self.watch.add(len);
             written.map_err(Ended::Failed)
@@ -135,52 +115,16 @@ impl Writer<'_> {
         self.put(gathered.as_deref().map_or(&[], |buffer| &buffer[..len]), written)
     }
 
-    /// Writes a segment past the page cache: the whole pages of what is large from where they lie, if
-    /// their address allows it, and the rest by way of a buffer that begins at a page.
-    fn write_direct(&self, segment: &Range<u64>, align: usize) -> Result<()> {
-        let mut gathered: Option<Buffer<'_>> = None;
+    /// Writes a segment past the page cache, by way of a buffer that begins and ends at pages.
+    fn write_direct(&self, segment: &Range<u64>) -> Result<()> {
+        let mut buffer = self.lend()?;
         let mut len = 0;
-        let mut written = segment.start;
         for bytes in self.parts(segment) {
             let (from, part) = self.source(&bytes)?;
-            let (here, pages) = match &from {
-                Source::Here(here) => (*here, pages_within(&bytes, here, align)),
-                Source::Gather(..) => (&[][..], None),
-            };
-            let head = pages.as_ref().map_or(part, |pages| (pages.start - bytes.start) as usize);
-            if head > 0 {
-                let buffer = match &mut gathered {
-                    Some(buffer) => buffer,
-                    None => gathered.insert(self.lend()?),
-                };
-                self.copy(&from.first(head), &mut buffer[len..][..head])?;
-                len += head;
-            }
-            let Some(pages) = pages else { continue };
-            // What was gathered ends where these pages begin.
-            self.put_direct(gathered.as_deref().map_or(&[], |buffer| &buffer[..len]), written)?;
-            let tail = (pages.end - bytes.start) as usize;
-            self.put_direct(&here[head..tail], pages.start)?;
-            (len, written) = (part - tail, pages.end);
-            if len > 0 {
-                let buffer = match &mut gathered {
-                    Some(buffer) => buffer,
-                    None => gathered.insert(self.lend()?),
-                };
-                buffer[..len].copy_from_slice(&here[tail..]);
-            }
+            self.copy(&from, &mut buffer[len..][..part])?;
+            len += part;
         }
-        let Some(buffer) = &mut gathered else { return Ok(()) };
-        let whole = len.next_multiple_of(PAGE as usize);
-        buffer[len..whole].fill(0);
-        self.put_direct(&buffer[..whole], written)
-    }
-
-    fn put_direct(&self, pages: &[u8], offset: u64) -> Result<()> {
-        if pages.is_empty() {
-            return Ok(());
-        }
-        self.sink.write_direct_at(pages, offset)
+        self.sink.write_direct_at(&mut buffer, len, segment.start)
     }
 
     /// Writes a segment that the storage takes as a whole.

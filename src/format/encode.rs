@@ -34,19 +34,6 @@ pub struct Encoded {
     pub layout: Vec<(usize, u64, u64)>,
 }
 
-impl Encoded {
-    /// Pads the header further, so that the data begins at `rest` bytes more than a multiple of
-    /// `align`, as far as the format allows so long a header.
-    pub fn pad(&mut self, align: usize, rest: usize) {
-        let missing = (rest + align - self.bytes.len() % align) % align;
-        let json_len = self.bytes.len() - LENGTH_BYTES as usize + missing;
-        if json_len as u64 <= MAX_JSON_LEN {
-            self.bytes.resize(self.bytes.len() + missing, b' ');
-            self.bytes[..LENGTH_BYTES as usize].copy_from_slice(&(json_len as u64).to_le_bytes());
-        }
-    }
-}
-
 /// Encodes a header for `entries`, with `metadata` unless it is empty.
 ///
 /// # Errors

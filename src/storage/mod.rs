@@ -165,19 +165,19 @@ pub trait Sink: Send + Sync {
     /// What the storage answered.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
 
-    /// What addresses given to [`write_direct_at`](Self::write_direct_at) are multiples of; `None` where
-    /// nothing is to be given to it.
-    fn direct_align(&self) -> Option<usize> {
-        None
+    /// Whether segments are to be given to [`write_direct_at`](Self::write_direct_at).
+    fn is_direct(&self) -> bool {
+        false
     }
 
-    /// Writes whole pages past the page cache, at an offset that is a multiple of a page's size. Only
-    /// the last page may reach beyond the end of the file.
+    /// Writes the first `len` bytes of `buffer`, which starts at a page and is longer by less than
+    /// one, at `offset`, which is a multiple of a page's size. What follows the bytes in their last
+    /// page is overwritten with zeros; only the end of the file may lie in mid-page.
     ///
     /// # Errors
     /// What the storage answered.
-    fn write_direct_at(&self, pages: &[u8], offset: u64) -> Result<()> {
-        self.write_all_at(pages, offset)
+    fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
+        self.write_all_at(&buffer[..len], offset)
     }
 
     /// The length of the parts that it takes whole, where it takes nothing else.

@@ -16,7 +16,6 @@ use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
     io,
-    mem::MaybeUninit,
     os::{
         fd::AsRawFd,
         unix::{
@@ -46,20 +45,11 @@ pub struct LocalSink {
     directory: PathBuf,
     temporary: NamedTempFile,
     /// The same file, opened past the page cache, where that is worth it.
-    direct: Option<Direct>,
+    direct: Option<File>,
     creation: Creation,
 }
 
-/// A file opened past the page cache.
-#[derive(Debug)]
-struct Direct {
-    file: File,
-    /// What the addresses of bytes are multiples of.
-    align: usize,
-}
-
-/// What writes past the page cache want offset, length and address to be multiples of, unless the
-/// file says otherwise.
+/// What writes past the page cache want offset, length and address to be multiples of.
 const PAGE: usize = 4096;
 
 /// From this length on, a file is written past the page cache: below, it may as well stay there.
@@ -100,16 +90,18 @@ impl LocalSink {
 }
 
 impl Sink for LocalSink {
-    fn direct_align(&self) -> Option<usize> {
-        self.direct.as_ref().map(|direct| direct.align)
+    fn is_direct(&self) -> bool {
+        self.direct.is_some()
     }
 
-    fn write_direct_at(&self, pages: &[u8], offset: u64) -> Result<()> {
-        let Some(direct) = &self.direct else { return self.write_all_at(pages, offset) };
-        match direct.file.write_all_at(pages, offset) {
+    fn write_direct_at(&self, buffer: &mut [u8], len: usize, offset: u64) -> Result<()> {
+        let Some(direct) = &self.direct else { return self.write_all_at(&buffer[..len], offset) };
+        let whole = len.next_multiple_of(PAGE);
+        buffer[len..whole].fill(0);
+        match direct.write_all_at(&buffer[..whole], offset) {
             // The file system takes back what it promised when the file was opened.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.write_all_at(pages, offset)
+                self.write_all_at(&buffer[..len], offset)
             }
             result => result.map_err(|error| Error::io(ACTION, &self.name, error)),
         }
@@ -224,36 +216,13 @@ pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
 
 /// The same file opened so that writes bypass the page cache, where it lies on a disk of this
 /// machine; what the others make of such writes differs too much.
-fn open_direct(file: &File) -> Option<Direct> {
+fn open_direct(file: &File) -> Option<File> {
     if FileSystem::of(file).storage != super::Storage::Disk {
         return None;
     }
     // By descriptor, since the path may by now name another file.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
-    let align = address_align(&file).unwrap_or(PAGE);
-    Some(Direct { file, align })
-}
-
-/// What the file's device wants addresses to be multiples of: 4 or 512 bytes on most.
-/// `None` before Linux 6.1, and where that is no power of two within a page.
-fn address_align(file: &File) -> Option<usize> {
-    let mut told = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the descriptor is open for the call and the path is empty; the kernel writes no more
-    // than the structure, in which zeros mean that it did not.
-    let told = unsafe {
-        let asked = libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN,
-            told.as_mut_ptr(),
-        );
-        (asked == 0).then(|| told.assume_init())?
-    };
-    let (address, offset) = (told.stx_dio_mem_align as usize, told.stx_dio_offset_align as usize);
-    let fits = |align: usize| align.is_power_of_two() && align <= PAGE;
-    (told.stx_mask & libc::STATX_DIOALIGN != 0 && fits(address) && fits(offset)).then_some(address)
+    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()
 }
 
 /// Lets the disk begin on what was just written while the next range is being copied, so that
