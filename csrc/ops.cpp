@@ -275,6 +275,12 @@ void save_op(const TensorDict& state_dict, const std::string& file,
   calling([&] { save(tensors, path(file), request, lender->buffers(), watched); });
 }
 
+void send_op(const std::string& from, const std::string& file, bool overwrite,
+             const std::optional<StringDict>& storage_options) {
+  const StorageOptions storage = Store{storage_options, {}}.told();
+  calling([&] { send(path(from), path(file), overwrite, storage); });
+}
+
 HelperPtr init_io_helper_op(std::int64_t nbytes) { return c10::make_intrusive<IOHelper>(nbytes); }
 
 StringDict metadata_op(const std::string& file, const std::optional<StringDict>& storage_options) {
@@ -392,6 +398,12 @@ TORCH_LIBRARY(veturboio, m) {
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True, "
          "bool overwrite=True, Dict(str, str)? storage_options=None) -> ()",
          &save_op);
+
+  // Sends a file of this machine, as it is, to where an address says.
+  define(m,
+         "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? storage_options=None) "
+         "-> ()",
+         &send_op);
 
   // The free-form strings that a safetensors file holds.
   define(m, "metadata(str file, *, Dict(str, str)? storage_options=None) -> Dict(str, str)",

@@ -10,16 +10,17 @@
 use crate::{
     buffers,
     error::{Error, Result},
+    load::DEFAULT_NUM_THREAD,
     memory,
     plan::Place,
     save::SaveOptions,
-    storage,
+    storage, transfer,
     watch::Watch,
 };
 use convert::{options, threads, Wanted};
 use failure::{border, failure_kind, take_failure};
 use interrupts::{ask_for_interrupts, asked, watch};
-use std::path::Path;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
 mod convert;
 mod devices;
@@ -227,6 +228,9 @@ pub(crate) mod bridge {
             progress: *mut i64,
         ) -> Result<()>;
 
+        /// Sends a file of this machine to where `file` says.
+        fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> Result<()>;
+
         /// The memory of an IOHelper.
         type Buffers;
         fn new_buffers(capacity: i64) -> Result<Box<Buffers>>;
@@ -412,6 +416,14 @@ unsafe fn save(
             .overwrite(request.overwrite)
             .storage(options(&request.storage));
         saving.write(tensors, path, buffers, &watch)
+    })
+}
+
+fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> Result<()> {
+    let watch = Watch::new(None, asked());
+    border("save", file, |path| {
+        let from = Path::new(OsStr::from_bytes(from));
+        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options(storage), &watch)
     })
 }
 

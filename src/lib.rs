@@ -40,6 +40,7 @@
 //! | `memory` | where bytes land: the region under the tensors of a load |
 //! | `pipeline` | how bytes get to devices |
 //! | `writer` | how the bytes of a file that is laid out are written |
+//! | `transfer` | how a finished file is sent to where an address says |
 //! | `load`, `fill`, `save` | the three stories |
 //! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
 //! | `state_dict` | the Rust API over `tch` |
@@ -73,6 +74,7 @@ mod storage;
 mod targets;
 mod tensors;
 mod threads;
+mod transfer;
 mod watch;
 mod ways;
 mod writer;

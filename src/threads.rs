@@ -9,10 +9,14 @@ use rayon::ThreadBuilder;
 use std::{
     sync::{
         atomic::{AtomicBool, Ordering},
-        Mutex, PoisonError,
+        mpsc, Mutex, PoisonError,
     },
+    time::Duration,
     vec,
 };
+
+/// How long the caller's thread waits for each of the others to begin.
+const ARRIVAL: Duration = Duration::from_millis(5);
 
 /// Processors this process may use, as far as its affinity and its control group allow.
 pub fn processors() -> usize {
@@ -47,9 +51,17 @@ where
             .thread_name(|index| format!("veturboio-{index}"))
             .build_scoped(ThreadBuilder::run, |pool| {
                 pool.in_place_scope(|scope| {
+                    let (arrived, arrivals) = mpsc::channel();
                     for _ in 1..threads {
-                        scope.spawn(|_| queue.empty(work));
+                        let (arrived, queue, work) = (arrived.clone(), &queue, &work);
+                        scope.spawn(move |_| {
+                            let _ = arrived.send(());
+                            queue.empty(work);
+                        });
                     }
+                    // A thread that begins allocates, and would have to wait for that while pages are
+                    // being mapped.
+                    (1..threads).all(|_| arrivals.recv_timeout(ARRIVAL).is_ok());
                     here();
                 });
             });
@@ -118,7 +130,7 @@ mod tests {
             atomic::{AtomicUsize, Ordering},
             Mutex,
         },
-        time::{Duration, Instant},
+        time::Instant,
     };
 
     #[test]

@@ -53,7 +53,7 @@ pub struct Writer<'a> {
 }
 
 /// Why a file was not written to its end.
-enum Ended {
+pub enum Ended {
     Failed(Error),
     Stopped(Stopped),
 }
@@ -62,6 +62,24 @@ impl From<Stopped> for Ended {
     fn from(stopped: Stopped) -> Self {
         Self::Stopped(stopped)
     }
+}
+
+impl Ended {
+    /// The same in the words of a save to `path`.
+    pub fn told(self, path: &Path) -> Error {
+        match self {
+            Self::Failed(error) => error,
+            Self::Stopped(stopped) => Error::io("save", path, stopped.into()),
+        }
+    }
+}
+
+/// Memory for a part of `len` bytes, which is handed over with it.
+pub fn part_of(len: u64, path: &Path) -> Result<Vec<u8>> {
+    let mut part = Vec::new();
+    part.try_reserve_exact(len as usize)
+        .map_err(|_| Error::io("save", path, std::io::Error::from_raw_os_error(libc::ENOMEM)))?;
+    Ok(part)
 }
 
 impl Writer<'_> {
@@ -81,10 +99,7 @@ impl Writer<'_> {
             self.watch.add(len);
             written.map_err(Ended::Failed)
         })
-        .map_err(|ended| match ended {
-            Ended::Failed(error) => error,
-            Ended::Stopped(stopped) => Error::io("save", self.path, stopped.into()),
-        })
+        .map_err(|ended: Ended| ended.told(self.path))
     }
 
     /// Writes a segment through the page cache: what is large from where it lies, the rest through
@@ -129,11 +144,7 @@ impl Writer<'_> {
 
     /// Writes a segment that the storage takes as a whole.
     fn write_part(&self, segment: &Range<u64>) -> Result<()> {
-        let mut buffer = Vec::new();
-        let whole = (segment.end - segment.start) as usize;
-        buffer.try_reserve_exact(whole).map_err(|_| {
-            Error::io("save", self.path, std::io::Error::from_raw_os_error(libc::ENOMEM))
-        })?;
+        let mut buffer = part_of(segment.end - segment.start, self.path)?;
         for bytes in self.parts(segment) {
             let (from, part) = self.source(&bytes)?;
             if let Source::Here(here) = from {

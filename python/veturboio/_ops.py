@@ -59,6 +59,11 @@ def save(
     _call("save", file, state_dict, _path(file), **options)
 
 
+def send(source: str, file: str, **options: Any) -> None:
+    """Send a file of this machine, as it is, to where an address says."""
+    _call("_send", file, _path(source), _path(file), **options)
+
+
 def explain(file: str, **options: Any) -> str:
     """Say which way a load would take, and why."""
     return _call("explain", file, _path(file), **options)  # type: ignore[no-any-return]

@@ -6,14 +6,16 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
+from veturboio import _ops
 from veturboio.errors import ArgumentError
-from veturboio.io import FilePath, _refuse, _wants_cipher
+from veturboio.io import FilePath, _is_address, _options, _refuse, _wants_cipher
 
 #: What a new file is created with; the process's umask takes from it.
 _MODE = 0o666
@@ -22,17 +24,27 @@ _MODE = 0o666
 _MAX_LINKS = 40
 
 
-def save_pt(state_dict: Mapping[str, Any], file: FilePath, use_cipher: bool | None = False) -> None:
+def save_pt(
+    state_dict: Mapping[str, Any],
+    file: FilePath,
+    use_cipher: bool | None = False,
+    *,
+    overwrite: bool = True,
+    storage_options: Mapping[str, str] | None = None,
+) -> None:
     """Save a state_dict as a PyTorch file, as ``torch.save`` writes it.
 
     The bytes go to a temporary sibling that takes the file's place once it is whole and on the
-    disk: whatever fails, the old file stays as it was.
+    disk: whatever fails, the old file stays as it was. What goes to a store is written to a
+    temporary file of this machine first (``TMPDIR`` says where), and sent from there.
 
     Args:
         state_dict: tensors by name, and whatever else torch.save takes.
-        file: path of the file.
+        file: path or address of the file.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``, and
             so does False, since a plain file is not what that variable asks for.
+        overwrite: False refuses to replace a file or an object, whoever makes it meanwhile.
+        storage_options: of the store, by the names of its own tools' variables in lower case.
 
     Raises:
         TypeError: ``state_dict`` is not a dict.
@@ -42,13 +54,21 @@ def save_pt(state_dict: Mapping[str, Any], file: FilePath, use_cipher: bool | No
     """
     _refuse("use_cipher", _wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
+    options = _options(storage_options)
     if not isinstance(state_dict, Mapping):
         found = type(state_dict).__name__
         raise TypeError(f"save {path}: state_dict is not a dict but a {found}")
+    if _is_address(path) or os.environ.get("VETURBOIO_USE_SFCS_SDK") == "1":
+        with tempfile.TemporaryFile() as whole:
+            _pickle(state_dict, whole)
+            whole.flush()
+            source = f"/proc/self/fd/{whole.fileno()}"
+            _ops.send(source, path, overwrite=overwrite, storage_options=options)
+        return
     try:
         target = _follow_links(path)
         _check_target(path, target)
-        _write(state_dict, target)
+        _write(state_dict, target, overwrite)
     except OSError as error:
         number = error.errno or errno.EIO
     else:
@@ -90,8 +110,10 @@ def _check_target(path: str, target: str) -> None:
     os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
-def _write(state_dict: Mapping[str, Any], target: str) -> None:
+def _write(state_dict: Mapping[str, Any], target: str, overwrite: bool) -> None:
     directory = Path(target).parent
+    if not overwrite and os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     temporary = directory / f".veturboio-{secrets.token_hex(8)}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
     try:
@@ -99,7 +121,11 @@ def _write(state_dict: Mapping[str, Any], target: str) -> None:
             _pickle(state_dict, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        if overwrite:
+            temporary.replace(target)
+        else:  # one step as well: whoever was faster is not replaced
+            os.link(temporary, target)
+            temporary.unlink()
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 /// How much of an object comes with the first request unless only its header is wanted, in bytes:
 /// header and first tensors. No other request is in flight until it has come.
-pub const FIRST: u64 = 2 << 20;
+pub const FIRST: u64 = 1 << 20;
 
 /// The same where only the header or a part is wanted.
 pub const FIRST_OF_HEADER: u64 = 256 << 10;

@@ -50,6 +50,29 @@ CASE(the_cpu_can_be_named) {
   EXPECT(identical(loaded.at("weight"), weights().at("weight")));
 }
 
+CASE(a_file_has_an_address_too) {
+  const std::string path = scratch("addressed.safetensors");
+  veturboio::save(weights(), "file://" + path);
+  EXPECT(identical(veturboio::load(path).at("weight"), weights().at("weight")));
+  EXPECT(veturboio::load("file://" + path).size() == 2);
+}
+
+CASE(a_store_that_does_not_answer_is_named_and_its_secret_is_not) {
+  c10::Dict<std::string, std::string> options;
+  options.insert("aws_endpoint_url", "http://127.0.0.1:1");  // nobody listens there
+  options.insert("aws_access_key_id", "key");
+  options.insert("aws_secret_access_key", "a-secret");
+  options.insert("retry_timeout", "0");
+  const std::string address = "s3://bucket/model.safetensors";
+  const auto check = [&](const std::string& text) {
+    EXPECT(text.find(address) != std::string::npos);
+    EXPECT(text.find("a-secret") == std::string::npos);
+  };
+  check(text_of<c10::Error>([&] { veturboio::load(address, {.storage_options = options}); }));
+  check(text_of<c10::Error>(
+      [&] { veturboio::save(weights(), address, {.storage_options = options}); }));
+}
+
 CASE(numbers_are_converted_on_their_way) {
   const std::string path = scratch("converted.safetensors");
   veturboio::save(weights(), path);

@@ -157,6 +157,38 @@ def test_pytorch_files_are_read_by_range(store: Store, tmp_path: Path) -> None:
         veturboio.load("s3://bucket/odd.pt")
 
 
+def test_pytorch_files_are_saved_to_a_store(store: Store) -> None:
+    address, options = "s3://bucket/saved.pt", store.options
+    saved = {"a": torch.arange(3_000_000), "tied": [STATE["small"], STATE["small"]], "n": 7}
+    veturboio.save_pt(saved, address, storage_options=options)
+    loaded: Any = veturboio.load(address, storage_options=options)
+    assert torch.equal(loaded["a"], saved["a"]) and loaded["n"] == 7
+    assert loaded["tied"][0].data_ptr() == loaded["tied"][1].data_ptr()
+    with pytest.raises(FileExistsError, match=address):
+        veturboio.save_pt({}, address, overwrite=False, storage_options=options)
+    assert veturboio.load(address, storage_options=options)["n"] == 7
+    with pytest.raises(NotImplementedError, match="writing to a web server"):
+        veturboio.save_pt({}, "http://127.0.0.1:1/model.pt")
+    refused = {**options, "aws_secret_access_key": "another-secret"}
+    with pytest.raises(PermissionError, match=address) as error:
+        veturboio.save_pt(saved, address, storage_options=refused)
+    assert "another-secret" not in str(error.value)
+    with pytest.raises(TypeError, match="storage_options"):
+        veturboio.save_pt({}, address, storage_options={"a": 1})  # type: ignore[dict-item]
+
+
+def test_pytorch_files_have_addresses_and_replace_nobody_unasked(tmp_path: Path) -> None:
+    for number, target in enumerate((f"file://{tmp_path}/one", f"{tmp_path}/two"), 1):
+        veturboio.save_pt({"n": number}, target, overwrite=False)
+        for refused in (target, target.removeprefix("file://")):
+            with pytest.raises(FileExistsError, match=str(tmp_path)):
+                veturboio.save_pt({}, refused, overwrite=False)
+        assert torch.load(target.removeprefix("file://")) == {"n": number}
+        veturboio.save_pt({"n": 0}, target)
+        assert torch.load(target.removeprefix("file://")) == {"n": 0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
 @pytest.mark.usefixtures("environment")
 def test_objects_that_are_no_checkpoints(store: Store, tmp_path: Path) -> None:
     for content in (b"", b"short", b"x" * 1000):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,22 @@ def test_the_speed_of_many_connections(store: Store) -> None:
     assert same(load(store, "speed", num_thread=12), state(mib=100))
     # One connection would take 20 s; two rounds of 8 MiB and the first request take 4.8 s.
     assert time.monotonic() - before < 7
+
+
+def test_several_shards_at_once(store: Store) -> None:
+    shards = {f"shard-{index}": state(index, mib=24) for index in range(4)}
+    for key, saved in shards.items():
+        save(store, key, saved)
+    store.behave(rate=10 * MIB, delay_ms=50)
+    most = 0
+    with ThreadPoolExecutor(len(shards)) as pool:
+        loads = {key: pool.submit(load, store, key, num_thread=3) for key in shards}
+        while not all(each.done() for each in loads.values()):
+            most = max(most, store.stats()["open"])
+            time.sleep(0.02)
+    assert all(same(loads[key].result(), saved) for key, saved in shards.items())
+    # One load by itself has three, and the question how many there are is another.
+    assert most > 4
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=str)

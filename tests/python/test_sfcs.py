@@ -98,6 +98,15 @@ def test_a_save_is_whole_and_replaces_what_was_there(
     assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
 
 
+@pytest.mark.parametrize("name", ["sfcs:///model.pt", "/model.pt"])
+def test_a_pytorch_file_is_saved(tmp_path: Path, sfcs: Callable[..., str], name: str) -> None:
+    environment = {} if name.startswith("sfcs") else {"VETURBOIO_USE_SFCS_SDK": "1"}
+    sfcs(f"NAME = {name!r}\nveturboio.save_pt(a, NAME)\n{SAME}", **environment)
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model.pt"]
+    loaded = torch.load(tmp_path / "root/model.pt")
+    assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+
+
 @pytest.mark.parametrize(
     "function", ["cfsOpenFileAcc", "cfsWrite", "cfsHSync", "cfsCloseFile", "cfsRename"]
 )

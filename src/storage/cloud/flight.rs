@@ -18,7 +18,7 @@ use std::{
 };
 
 /// Requests that one loop looks after before another is worth a thread and a client.
-const EACH: usize = 8;
+const EACH: usize = 4;
 
 /// Loops at most: some threads fill any wire.
 const MAX_LOOPS: usize = 16;
