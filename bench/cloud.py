@@ -187,7 +187,8 @@ def median(runs: list[dict[str, Any]]) -> float:
 def table(result: Result) -> str:
     """One row for each number of connections and library."""
     lines = [
-        "| Connections | Library | Median | Min … max | Share of the wire | Peak beyond the tensors "
+        "| Connections | Library | Median | Min … max | Share of the wire | Peak beyond the "
+        "tensors "
         "| Requests |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
