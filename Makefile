@@ -108,6 +108,7 @@ fmt: $(TOOLS) ## format all sources
 .PHONY: bench
 bench: $(INSTALLED) $(TOOLS) $(RIVALS_INSTALLED) ## measure load and save beside other libraries and bare system calls
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.cloud --keep
 
 .PHONY: install
 install: $(INSTALLED) ## build the extension and install it into .venv

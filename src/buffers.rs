@@ -32,7 +32,7 @@ const TRIES: usize = 3;
 /// The size of a huge page: 2 MiB on x86-64, and on aarch64 with pages of 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Buffers of [`SEGMENT_LEN`] bytes that start at a page.
+/// Buffers of [`SEGMENT_LEN`] bytes that start at a page, those of ordinary memory at a huge one.
 #[derive(Debug)]
 pub struct Buffers {
     capacity: u64,
@@ -377,7 +377,7 @@ mod tests {
         let mut first = buffers.lend().unwrap();
         first[7] = 9;
         let address = first.as_ptr();
-        assert_eq!((first.len() as u64, address as usize % 4096), (SEGMENT_LEN, 0));
+        assert_eq!((first.len() as u64, address as usize % HUGE_PAGE), (SEGMENT_LEN, 0));
         drop(first);
         let again = buffers.lend().unwrap();
         assert_eq!((again.as_ptr(), again[7]), (address, 9));
