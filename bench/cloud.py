@@ -181,7 +181,7 @@ def wire(result: Result, row: Result) -> float:
 
 def median(runs: list[dict[str, Any]]) -> float:
     """The median time in seconds."""
-    return statistics.median(run["seconds"] for run in runs)
+    return float(statistics.median(run["seconds"] for run in runs))
 
 
 def table(result: Result) -> str:
@@ -259,19 +259,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--delay-ms", type=int, default=30)
     parser.add_argument("--rate", type=float, default=50, help="MB/s of each connection")
-    parser.add_argument("--report", action="store_true", help="run nothing, show what is stored")
-    parser.add_argument("--keep", action="store_true", help="store the figures for the documents")
+    report.add_study_options(parser)
     arguments = parser.parse_args()
     if arguments.work is not None:
         work(arguments.work, max(arguments.threads), arguments.length)
         return
-    result = json.loads(STORED.read_text()) if arguments.report else study(arguments)
-    text = page(result)
-    print(text)
-    if arguments.keep:
-        STORED.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.keep or arguments.report:
-        report.insert(ROOT / "docs" / "performance.md", text, MARKER)
+    report.tell(arguments, lambda: study(arguments), page, STORED, MARKER)
 
 
 if __name__ == "__main__":

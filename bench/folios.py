@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import mmap
 import os
 import statistics
@@ -144,19 +143,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--mib", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--report", action="store_true", help="run nothing, show what is stored")
-    parser.add_argument("--keep", action="store_true", help="store the figures for the documents")
+    report.add_study_options(parser)
     arguments = parser.parse_args()
-    if arguments.report:
-        result = json.loads(STORED.read_text())
-    else:
-        result = study(arguments.folder, arguments.mib << 20, arguments.runs)
-    text = table(result)
-    print(text)
-    if arguments.keep:
-        STORED.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.keep or arguments.report:
-        report.insert(ROOT / "docs" / "performance.md", text, MARKER)
+    size = arguments.mib << 20
+    report.tell(
+        arguments, lambda: study(arguments.folder, size, arguments.runs), table, STORED, MARKER
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from bench.figures import (
     times,
 )
 from bench.libraries import ALL_OURS, LIBRARIES
+
+#: Where studies are told of.
+DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def load_results(folder: Path) -> list[Result]:
@@ -219,6 +223,29 @@ def _fewer_runs(result: Result) -> list[str]:
         if len(runs) < most
     ]
     return [f"fewer runs, and no warm-up, for the slowest: {' · '.join(fewer)}"] if fewer else []
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """What every study beside the cases lets its caller say."""
+    parser.add_argument("--report", action="store_true", help="run nothing, show what is stored")
+    parser.add_argument("--keep", action="store_true", help="store the figures for the documents")
+
+
+def tell(
+    arguments: argparse.Namespace,
+    study: Callable[[], Result],
+    page: Callable[[Result], str],
+    stored: Path,
+    marker: str,
+) -> None:
+    """Run a study or take the stored one, print it, and keep it if that is asked for."""
+    result = json.loads(stored.read_text()) if arguments.report else study()
+    text = page(result)
+    print(text)
+    if arguments.keep:
+        stored.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.keep or arguments.report:
+        insert(DOCUMENT, text, marker)
 
 
 def insert(target: Path, text: str, marker: str = "bench") -> bool:

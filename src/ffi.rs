@@ -19,12 +19,14 @@ use crate::{
 };
 use convert::{options, threads, Wanted};
 use failure::{border, failure_kind, take_failure};
+use helper::{agree, new_buffers};
 use interrupts::{ask_for_interrupts, asked, watch};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
 mod convert;
 mod devices;
 mod failure;
+mod helper;
 mod interrupts;
 
 pub(crate) use bridge::Tensor;
@@ -424,25 +426,6 @@ fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> 
     border("save", file, |path| {
         let from = Path::new(OsStr::from_bytes(from));
         transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options(storage), &watch)
-    })
-}
-
-fn new_buffers(capacity: i64) -> Result<Box<Buffers>> {
-    border("make", b"IOHelper", |path| {
-        let capacity = u64::try_from(capacity)
-            .map_err(|_| Error::argument("make", path, "nbytes must not be negative"))?;
-        Ok(Box::new(Buffers::new(capacity)))
-    })
-}
-
-fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()> {
-    border("load", file, |path| {
-        if buffers.may_be_pinned(use_pinmem) {
-            return Ok(());
-        }
-        // The published library's words and its spelling: programs look for them.
-        let reason = "use_pinmem attribute of an exising IOHelper should not be changed";
-        Err(Error::argument("load", path, reason))
     })
 }
 
