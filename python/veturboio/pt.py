@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -59,9 +60,7 @@ def save_pt(
         found = type(state_dict).__name__
         raise TypeError(f"save {path}: state_dict is not a dict but a {found}")
     if _is_address(path) or os.environ.get("VETURBOIO_USE_SFCS_SDK") == "1":
-        with tempfile.TemporaryFile() as whole:
-            _pickle(state_dict, whole)
-            whole.flush()
+        with _temporary(state_dict, path) as whole:
             source = f"/proc/self/fd/{whole.fileno()}"
             _ops.send(source, path, overwrite=overwrite, storage_options=options)
         return
@@ -75,6 +74,24 @@ def save_pt(
         return
     # Raised out here, so that it does not drag the traceback of the first along.
     refused = OSError(number, f"save {path}: {os.strerror(number)}")
+    refused.filename = path
+    raise refused
+
+
+def _temporary(state_dict: Mapping[str, Any], path: str) -> IO[bytes]:
+    """A file without a name that holds what ``path`` is to have."""
+    with contextlib.ExitStack() as stack:
+        try:
+            whole = stack.enter_context(tempfile.TemporaryFile())
+            _pickle(state_dict, whole)
+            whole.flush()
+        except OSError as error:
+            number = error.errno or errno.EIO
+        else:
+            stack.pop_all()
+            return whole
+    # Out here for the same reason as above.
+    refused = OSError(number, f"save {path}: a temporary file: {os.strerror(number)}")
     refused.filename = path
     raise refused
 

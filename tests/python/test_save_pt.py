@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import stat
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,21 @@ else:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_no_room_for_what_is_to_be_sent(
+    mount: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = mount("size=4m")
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    address, files = f"file://{tmp_path}/model.pt", open_files()
+    with pytest.raises(OSError, match="a temporary file") as refusal:
+        veturboio.save_pt({"a": torch.rand(2**22)}, address)
+    assert refusal.value.errno == errno.ENOSPC
+    assert address in str(refusal.value)
+    assert list(disk.iterdir()) == []
+    assert not (tmp_path / "model.pt").exists()
+    assert open_files() == files
 
 
 @pytest.mark.parametrize("size", [100, 2**22], ids=["in the buffer", "past the buffer"])
