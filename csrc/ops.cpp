@@ -400,10 +400,11 @@ TORCH_LIBRARY(veturboio, m) {
          &save_op);
 
   // Sends a file of this machine, as it is, to where an address says.
-  define(m,
-         "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? storage_options=None) "
-         "-> ()",
-         &send_op);
+  define(
+      m,
+      "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? storage_options=None) "
+      "-> ()",
+      &send_op);
 
   // The free-form strings that a safetensors file holds.
   define(m, "metadata(str file, *, Dict(str, str)? storage_options=None) -> Dict(str, str)",
