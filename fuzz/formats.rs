@@ -47,11 +47,14 @@ fn read_header(file: &[u8]) {
 }
 
 fn read_archive(file: &[u8]) {
-    let read = |range: Range<u64>| {
-        let bytes = file.get(range.start as usize..range.end as usize);
-        Ok::<_, ()>(bytes.expect("only what the file has is asked for").to_vec())
+    let read = |ranges: &[Range<u64>]| {
+        let bytes = ranges.iter().map(|range| {
+            let bytes = file.get(range.start as usize..range.end as usize);
+            bytes.expect("only what the file has is asked for").to_vec()
+        });
+        Ok::<_, ()>(bytes.collect())
     };
-    let archive = match Archive::read(file.len() as u64, read) {
+    let archive = match Archive::read(file.len() as u64, &read) {
         Ok(archive) => archive,
         Err(Unreadable::Malformed(_) | Unreadable::Unknown(_)) => return,
         Err(Unreadable::Source(())) => unreachable!("the source never fails"),

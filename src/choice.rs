@@ -16,8 +16,9 @@ pub const LARGE: u64 = 64 << 20;
 /// all of it could be.
 const CACHED: f64 = 0.5;
 
-/// The same where the rest is far away, and would come by small requests.
-const CACHED_REMOTE: f64 = 0.99;
+/// The same where the rest is far away, and would come by small requests; and what counts as
+/// being all of it.
+const WHOLLY_CACHED: f64 = 0.99;
 
 /// Reads past the page cache that a local disk has in flight at least: one thread waits for the
 /// disk while another looks after the memory.
@@ -66,6 +67,8 @@ pub struct Choice {
     pub num_thread: usize,
     /// Bytes of each.
     pub segment_len: u64,
+    /// Whether the page cache holds all that is wanted, or nearly.
+    pub is_cached: bool,
     pub reason: String,
 }
 
@@ -73,6 +76,9 @@ pub struct Choice {
 #[must_use]
 pub fn choose(wish: Wish, facts: &Facts) -> Choice {
     let Facts { file_system: FileSystem { name, storage }, wanted, processors, .. } = *facts;
+    let holds = |enough: f64| {
+        storage == Storage::Memory || facts.cached.is_some_and(|share| share >= enough)
+    };
     let choice = |way: Way, num_thread: usize, reason: String| {
         let num_thread = num_thread.clamp(1, wish.num_thread.max(1));
         let segment_len = match storage {
@@ -82,10 +88,9 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
             Storage::Object => ranged(wanted, num_thread),
             _ => SEGMENT_LEN,
         };
-        Choice { way, num_thread, segment_len, reason }
+        Choice { way, num_thread, segment_len, is_cached: holds(WHOLLY_CACHED), reason }
     };
-    let enough = if storage == Storage::Remote { CACHED_REMOTE } else { CACHED };
-    let is_cached = storage == Storage::Memory || facts.cached.is_some_and(|share| share >= enough);
+    let is_cached = holds(if storage == Storage::Remote { WHOLLY_CACHED } else { CACHED });
     let is_short = |share: u64| facts.available.is_some_and(|available| wanted > available / share);
     let held = match facts.cached {
         _ if storage == Storage::Memory => format!("{name} has it in memory"),

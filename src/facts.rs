@@ -4,7 +4,7 @@ use crate::{choice::Facts, plan::Plan, storage::Source, threads, ways::map};
 use std::{env, fs, ops::Range, path::Path};
 
 /// Pages of a file that are asked for to learn how much of it is cached.
-const SAMPLES: u64 = 256;
+const SAMPLES: u64 = 64;
 
 /// Whether the page cache has the beginning of `file`; nobody may have read it since it was opened.
 ///

@@ -93,7 +93,8 @@ fn described(path: &Path, request: &load::Request<'_>, structured: bool) -> Resu
     if request.wish.num_thread == 0 {
         return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
     }
-    describe(path, structured, false, request.storage, request.watch)
+    let num_thread = request.wish.num_thread;
+    describe(path, structured, false, num_thread, request.storage, request.watch)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
@@ -106,8 +107,8 @@ fn read(
     away: &Spread,
 ) -> Result<()> {
     let &load::Request { buffers, watch, .. } = request;
-    let &Choice { way, num_thread, segment_len, .. } = choice;
-    let job = Job { file, num_thread, segment_len, buffers, watch };
+    let &Choice { way, num_thread, segment_len, is_cached, .. } = choice;
+    let job = Job { file, num_thread, segment_len, is_cached, buffers, watch };
     let here: u64 = pieces.iter().map(|piece| piece.wanted as u64).sum();
     watch.begin(here + away.byte_len());
     way.read(&job, pieces).map_err(|error| load::failed(file, error))?;

@@ -66,6 +66,7 @@ mod placement;
 mod plan;
 mod route;
 mod save;
+mod scattered;
 mod select;
 mod share;
 mod slice;

@@ -18,6 +18,7 @@ use crate::{
     pipeline,
     placement::{spread, Home, Placement, Spread},
     plan::{Plan, Tensor},
+    scattered,
     select::{select, Selection},
     storage::{self, Source, FIRST_OF_HEADER},
     targets::Targets,
@@ -129,6 +130,7 @@ pub(crate) fn describe(
     path: &Path,
     structured: bool,
     with_names: bool,
+    num_thread: usize,
     options: &storage::Options,
     watch: &Watch<'_>,
 ) -> Result<Described> {
@@ -142,7 +144,7 @@ pub(crate) fn describe(
         let names = names_of(header);
         return Ok(Described { file, again, plan, names, structure: None });
     }
-    let archive = archive_of(&*file, watch)?;
+    let archive = archive_of(&*file, num_thread, watch)?;
     let plan = Plan::of_archive(&archive);
     let (names, structure) = if structured && !archive.checkpoint.is_module() {
         let found = with_names.then(|| archive.checkpoint.names().unwrap_or_default());
@@ -262,11 +264,18 @@ fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
         let first = if request.header_only { FIRST_OF_HEADER } else { request.storage.first };
         let options = storage::Options { first, ..request.storage.clone() };
         let with_names = !request.placement.is_plain();
-        return describe(path, request.structured, with_names, &options, request.watch);
+        return describe(
+            path,
+            request.structured,
+            with_names,
+            request.wish.num_thread,
+            &options,
+            request.watch,
+        );
     }
     let options = storage::Options { first: FIRST_OF_HEADER, ..request.storage.clone() };
     let Described { file, again, plan, names, .. } =
-        describe(path, false, true, &options, request.watch)?;
+        describe(path, false, true, request.wish.num_thread, &options, request.watch)?;
     let (plan, names) =
         select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
     Ok(Described { file, again, plan, names, structure: None })
@@ -283,8 +292,8 @@ fn argument(path: &Path, refused: Malformed) -> Error {
 
 fn job<'a>(file: &'a dyn Source, choice: &Choice, request: &Request<'a>) -> Job<'a> {
     let &Request { buffers, watch, .. } = request;
-    let &Choice { num_thread, segment_len, .. } = choice;
-    Job { file, num_thread, segment_len, buffers, watch }
+    let &Choice { num_thread, segment_len, is_cached, .. } = choice;
+    Job { file, num_thread, segment_len, is_cached, buffers, watch }
 }
 
 pub(crate) fn chosen(file: &dyn Source, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {
@@ -315,9 +324,9 @@ fn read(source: &dyn Source, range: Range<u64>, watch: &Watch<'_>) -> Result<Vec
     }
 }
 
-fn archive_of(source: &dyn Source, watch: &Watch<'_>) -> Result<Archive> {
-    Archive::read(source.len(), |range| read(source, range, watch)).map_err(|refused| match refused
-    {
+fn archive_of(source: &dyn Source, num_thread: usize, watch: &Watch<'_>) -> Result<Archive> {
+    let read = |ranges: &[Range<u64>]| scattered::read(source, ranges, num_thread, watch);
+    Archive::read(source.len(), &read).map_err(|refused| match refused {
         Unreadable::Malformed(malformed) => Error::format(source.name(), malformed),
         Unreadable::Unknown(name) => Error::unsupported(source.name(), &name),
         Unreadable::Source(error) => error,

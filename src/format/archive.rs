@@ -7,11 +7,12 @@
 //! each key its count of elements and their bytes. Source: `torch/serialization.py` of torch 2.13.
 
 use super::{
+    one,
     pickle::{self, Pickle, Value},
     pytorch::{Checkpoint, Refusal, Storage},
     rebuild, shown,
     zip::{self, Entry},
-    Malformed, Unreadable,
+    Malformed, Read, Unreadable,
 };
 use std::{collections::HashMap, ops::Range};
 
@@ -72,28 +73,22 @@ fn is_legacy(prefix: &[u8]) -> bool {
 }
 
 impl Archive {
-    /// Reads a PyTorch file of `len` bytes, whose bytes `read` returns by range.
+    /// Reads a PyTorch file of `len` bytes, whose bytes `read` returns by ranges.
     ///
     /// # Errors
     /// A file that is not what its format says, or whose pickle imports an unknown name.
-    pub fn read<E>(
-        len: u64,
-        read: impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-    ) -> Result<Self, Unreadable<E>> {
-        if is_legacy(&read(0..len.min(LEGACY_PREFIX)).map_err(Unreadable::Source)?) {
+    pub fn read<E>(len: u64, read: &impl Read<E>) -> Result<Self, Unreadable<E>> {
+        if is_legacy(&one(read, 0..len.min(LEGACY_PREFIX))?) {
             Self::read_legacy(len, read)
         } else {
             Self::read_zip(len, read)
         }
     }
 
-    fn read_zip<E>(
-        len: u64,
-        read: impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-    ) -> Result<Self, Unreadable<E>> {
+    fn read_zip<E>(len: u64, read: &impl Read<E>) -> Result<Self, Unreadable<E>> {
         let mut entries: HashMap<String, Entry> = HashMap::new();
         let mut root = None;
-        for entry in zip::entries(len, &read)? {
+        for entry in zip::entries(len, read)? {
             if let Some(directory) = entry.name.strip_suffix("/data.pkl") {
                 if !directory.contains('/') {
                     let other = root.replace(directory.to_owned());
@@ -110,24 +105,20 @@ impl Archive {
             }
         }
         let root = root.ok_or_else(|| Malformed::new("zip archive is no checkpoint of PyTorch"))?;
-        let whole = |name: &str| {
-            let entry = entries.get(&format!("{root}/{name}"));
-            entry.map(|entry| bounded(&read, entry)).transpose()
-        };
-        let version = whole("version")?.unwrap_or_default();
+        let [version, order, bytes] = whole(read, &entries, &root)?;
+        let version = version.unwrap_or_default();
         if !is_known(&version) {
             let version = shown(&String::from_utf8_lossy(&version));
             return Err(
                 Malformed::new(format!("version {version} of the format is unknown")).into()
             );
         }
-        let swapped = match whole("byteorder")?.as_deref() {
+        let swapped = match order.as_deref() {
             None | Some(b"little") => false,
             Some(b"big") => true,
             Some(_) => return Err(Malformed::new("byte order is neither little nor big").into()),
         };
-        let bytes = whole("data.pkl")?.unwrap_or_default();
-        let pickle = pickle::read(&bytes)?;
+        let pickle = pickle::read(&bytes.unwrap_or_default())?;
         let mut found = HashMap::new();
         for Storage { key, byte_len, .. } in rebuild::storages(&pickle)? {
             let entry = entries.get(&format!("{root}/data/{key}")).ok_or_else(|| {
@@ -164,14 +155,11 @@ impl Archive {
         Ok(Self { checkpoint, storages, swapped })
     }
 
-    fn read_legacy<E>(
-        len: u64,
-        read: impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-    ) -> Result<Self, Unreadable<E>> {
+    fn read_legacy<E>(len: u64, read: &impl Read<E>) -> Result<Self, Unreadable<E>> {
         let most = len.min(MAX_PICKLE);
         let mut ahead = FIRST_READ.min(most);
         let (pickles, end) = loop {
-            let bytes = read(0..ahead).map_err(Unreadable::Source)?;
+            let bytes = one(read, 0..ahead)?;
             match legacy_pickles(&bytes) {
                 Ok(read) => break read,
                 Err(refused) if ahead == most => return Err(refused.into()),
@@ -195,9 +183,9 @@ impl Archive {
             .map(|storage| (storage.key.clone(), storage))
             .collect();
         let mut found = HashMap::new();
-        let mut at = end;
+        let (mut at, mut counts, mut counted) = (end, Vec::new(), Vec::new());
         for key in strings(keys)? {
-            let Some(Storage { dtype, byte_len, .. }) = described.get(key) else {
+            let Some(storage) = described.get(key) else {
                 // Of an unknown class, perhaps: then that is what to say.
                 Checkpoint::new(checkpoint)?;
                 let reason = format!("storage {} is stored but never described", shown(key));
@@ -205,19 +193,23 @@ impl Archive {
             };
             // Eight bytes of count stand before each storage.
             let start = at.checked_add(8);
-            let stop = start.and_then(|start| start.checked_add(*byte_len));
+            let stop = start.and_then(|start| start.checked_add(storage.byte_len));
             let (Some(start), Some(stop)) = (start, stop.filter(|&stop| stop <= len)) else {
                 return Err(Malformed::new(format!("storage {} is cut short", shown(key))).into());
             };
-            let count = read(at..start).map_err(Unreadable::Source)?;
+            counts.push(at..start);
+            counted.push(storage);
+            found.insert(key.to_owned(), start..stop);
+            at = stop;
+        }
+        let counts = read(&counts).map_err(Unreadable::Source)?;
+        for (Storage { key, dtype, byte_len }, count) in counted.into_iter().zip(counts) {
             let count = u64::from_le_bytes(count.try_into().unwrap_or_default());
             if count != byte_len / dtype.item_size() {
                 let key = shown(key);
                 let reason = format!("storage {key} is stored in another length than described");
                 return Err(Malformed::new(reason).into());
             }
-            found.insert(key.to_owned(), start..stop);
-            at = stop;
         }
         if let Some(key) = described.keys().find(|&key| !found.contains_key(key)) {
             let reason = format!("storage {} is described but not stored", shown(key));
@@ -227,17 +219,26 @@ impl Archive {
     }
 }
 
-/// Reads an entry that has to be in memory as a whole.
-fn bounded<E>(
-    read: impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-    entry: &Entry,
-) -> Result<Vec<u8>, Unreadable<E>> {
-    let range = entry.stored()?;
-    let len = range.end - range.start;
-    if len > MAX_PICKLE {
-        return Err(Malformed::new(format!("pickle of {len} bytes is over {MAX_PICKLE}")).into());
+/// Reads the entries that have to be in memory as wholes: version, byte order and pickle.
+fn whole<E>(
+    read: &impl Read<E>,
+    entries: &HashMap<String, Entry>,
+    root: &str,
+) -> Result<[Option<Vec<u8>>; 3], Unreadable<E>> {
+    let names = ["version", "byteorder", "data.pkl"];
+    let places = names.map(|name| entries.get(&format!("{root}/{name}")));
+    let mut ranges = Vec::new();
+    for entry in places.into_iter().flatten() {
+        let range = entry.stored()?;
+        let len = range.end - range.start;
+        if len > MAX_PICKLE {
+            let reason = format!("pickle of {len} bytes is over {MAX_PICKLE}");
+            return Err(Malformed::new(reason).into());
+        }
+        ranges.push(range);
     }
-    read(range).map_err(Unreadable::Source)
+    let mut bytes = read(&ranges).map_err(Unreadable::Source)?.into_iter();
+    Ok(places.map(|place| place.and_then(|_| bytes.next())))
 }
 
 /// The five pickles that open a file of the old format, and the byte behind them.

@@ -17,7 +17,7 @@ pub mod safetensors;
 pub mod structure;
 pub mod zip;
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, ops::Range};
 
 /// The longest name shown in a message, in characters: a header may hold one of 100 MB.
 const MAX_SHOWN_NAME: usize = 200;
@@ -94,4 +94,16 @@ impl<E> From<Malformed> for Unreadable<E> {
     fn from(malformed: Malformed) -> Self {
         Self::Malformed(malformed)
     }
+}
+
+/// What returns the bytes of ranges of a file, all of which are asked for at once because each may
+/// take its time.
+pub trait Read<E>: Fn(&[Range<u64>]) -> Result<Vec<Vec<u8>>, E> {}
+
+impl<E, F: Fn(&[Range<u64>]) -> Result<Vec<Vec<u8>>, E>> Read<E> for F {}
+
+/// The bytes of one range.
+fn one<E>(read: &impl Read<E>, range: Range<u64>) -> Result<Vec<u8>, Unreadable<E>> {
+    let mut read = read(&[range]).map_err(Unreadable::Source)?;
+    Ok(read.pop().unwrap_or_default())
 }

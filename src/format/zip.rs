@@ -10,7 +10,7 @@
 //! entries at the same bytes or an entry into the directory; torch then returns garbage, and
 //! this reader refuses. Source: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
 
-use super::{shown, Malformed, Unreadable};
+use super::{one, shown, Malformed, Read, Unreadable};
 use std::ops::Range;
 
 const LOCAL: u32 = 0x0403_4b50;
@@ -74,22 +74,19 @@ pub fn is_zip(prefix: &[u8]) -> bool {
     prefix.starts_with(b"PK\x03\x04") || prefix.starts_with(b"PK\x05\x06")
 }
 
-/// Reads the directory of an archive of `len` bytes, whose bytes `read` returns by range.
+/// Reads the directory of an archive of `len` bytes, whose bytes `read` returns by ranges.
 ///
 /// # Errors
 /// An archive that is cut short or lies about itself.
-pub fn entries<E>(
-    len: u64,
-    read: impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-) -> Result<Vec<Entry>, Unreadable<E>> {
-    let end = End::find(len, &read)?;
+pub fn entries<E>(len: u64, read: &impl Read<E>) -> Result<Vec<Entry>, Unreadable<E>> {
+    let end = End::find(len, read)?;
     if end.size > MAX_DIRECTORY {
         let reason = format!("zip directory of {} bytes is over {MAX_DIRECTORY}", end.size);
         return Err(Malformed::new(reason).into());
     }
     let stop = end.start.checked_add(end.size).filter(|&stop| stop <= end.record);
     let stop = stop.ok_or_else(|| Malformed::new("zip directory reaches past its end record"))?;
-    let directory = read(end.start..stop).map_err(Unreadable::Source)?;
+    let directory = one(read, end.start..stop)?;
     let mut rest = Fields(&directory);
     let mut found = Vec::new();
     while !rest.0.is_empty() {
@@ -99,10 +96,14 @@ pub fn entries<E>(
         let reason = format!("zip directory has {} entries, not {}", found.len(), end.count);
         return Err(Malformed::new(reason).into());
     }
-    let mut placed = Vec::with_capacity(found.len());
-    for listed in found {
-        placed.push(listed.place(end.start, &read)?);
-    }
+    let headers =
+        found.iter().map(|listed| listed.header(end.start)).collect::<Result<Vec<_>, _>>()?;
+    let headers = read(&headers).map_err(Unreadable::Source)?;
+    let placed = found
+        .into_iter()
+        .zip(headers)
+        .map(|(listed, header)| listed.place(end.start, &header))
+        .collect::<Result<Vec<_>, _>>()?;
     refuse_overlaps(&placed)?;
     Ok(placed.into_iter().map(|(_, entry)| entry).collect())
 }
@@ -117,13 +118,10 @@ struct End {
 }
 
 impl End {
-    fn find<E>(
-        len: u64,
-        read: &impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-    ) -> Result<Self, Unreadable<E>> {
+    fn find<E>(len: u64, read: &impl Read<E>) -> Result<Self, Unreadable<E>> {
         let missing = || Malformed::new("zip archive is cut short: it has no end record");
         let tail_start = len.saturating_sub(END_LEN + MAX_COMMENT + LOCATOR_64_LEN);
-        let tail = read(tail_start..len).map_err(Unreadable::Source)?;
+        let tail = one(read, tail_start..len)?;
         let at = (0..=tail.len().checked_sub(END_LEN as usize).ok_or_else(missing)?)
             .rev()
             .find(|&at| {
@@ -155,12 +153,12 @@ impl End {
     fn find_64<E>(
         mut locator: Fields<'_>,
         locator_at: u64,
-        read: &impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
+        read: &impl Read<E>,
     ) -> Result<Self, Unreadable<E>> {
         let lies = || Malformed::new("zip64 end record is not where its locator says");
         let at = locator.skip(4).and_then(|()| locator.u64()).ok_or_else(lies)?;
         let end = at.checked_add(END_64_LEN).filter(|&end| end <= locator_at);
-        let bytes = read(at..end.ok_or_else(lies)?).map_err(Unreadable::Source)?;
+        let bytes = one(read, at..end.ok_or_else(lies)?)?;
         let mut fields = Fields(&bytes);
         if fields.u32() != Some(END_64) {
             return Err(lies().into());
@@ -222,29 +220,32 @@ impl Listed {
         Ok(Self { name, size: packed, local, packing })
     }
 
+    /// Where the fixed part of the entry's local header lies, before the directory.
+    fn header(&self, directory: u64) -> Result<Range<u64>, Malformed> {
+        let end = self.local.checked_add(LOCAL_LEN).filter(|&end| end <= directory);
+        end.map(|end| self.local..end).ok_or_else(|| self.refused("lies outside the archive"))
+    }
+
+    fn refused(&self, what: &str) -> Malformed {
+        Malformed::new(format!("zip entry {} {what}", shown(&self.name)))
+    }
+
     /// Finds the entry's bytes behind its local header; also returns where that begins.
-    fn place<E>(
-        self,
-        directory: u64,
-        read: &impl Fn(Range<u64>) -> Result<Vec<u8>, E>,
-    ) -> Result<(u64, Entry), Unreadable<E>> {
-        let Self { name, size, local, packing } = self;
-        let refused = |what: &str| Malformed::new(format!("zip entry {} {what}", shown(&name)));
-        let outside = || refused("lies outside the archive");
-        let fixed = local.checked_add(LOCAL_LEN).filter(|&end| end <= directory);
-        let bytes = read(local..fixed.ok_or_else(outside)?).map_err(Unreadable::Source)?;
-        let mut fields = Fields(&bytes);
+    fn place(self, directory: u64, header: &[u8]) -> Result<(u64, Entry), Malformed> {
+        let mut fields = Fields(header);
         let header = (|| {
             let signed = fields.u32()? == LOCAL;
             fields.skip(2)?;
             let plain = fields.u16()? & 1 == 0 && fields.u16()? == 0;
             fields.skip(16)?;
-            (signed && plain == (packing == Packing::Stored))
+            (signed && plain == (self.packing == Packing::Stored))
                 .then_some(u64::from(fields.u16()?) + u64::from(fields.u16()?))
         })();
-        let variable = header.ok_or_else(|| refused("has no header of its own"))?;
-        let start = local + LOCAL_LEN + variable;
-        let end = start.checked_add(size).filter(|&end| end <= directory).ok_or_else(outside)?;
+        let variable = header.ok_or_else(|| self.refused("has no header of its own"))?;
+        let start = self.local + LOCAL_LEN + variable;
+        let end = start.checked_add(self.size).filter(|&end| end <= directory);
+        let end = end.ok_or_else(|| self.refused("lies outside the archive"))?;
+        let Self { name, local, packing, .. } = self;
         Ok((local, Entry { name, data: start..end, packing }))
     }
 }

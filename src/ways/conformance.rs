@@ -32,9 +32,11 @@ fn bed(len: usize) -> Bed {
     bed_in(tempfile::tempdir().unwrap(), len)
 }
 
+/// With one thread as if nobody knew what is cached, with more as if all were.
 fn with_job<T>(file: &LocalFile, num_thread: usize, work: impl FnOnce(&Job<'_>) -> T) -> T {
     let (buffers, watch) = (Buffers::default(), Watch::default());
-    work(&Job { file, num_thread, segment_len: SEGMENT, buffers: &buffers, watch: &watch })
+    let (watch, is_cached) = (&watch, num_thread > 1);
+    work(&Job { file, num_thread, segment_len: SEGMENT, is_cached, buffers: &buffers, watch })
 }
 
 fn check_ranges(bed: &Bed, way: Way, ranges: &[Range<u64>]) {
@@ -140,6 +142,7 @@ fn the_caller_can_stop_every_way() {
             file: &bed.file,
             num_thread: 2,
             segment_len: SEGMENT,
+            is_cached: true,
             buffers: &buffers,
             watch: &watch,
         };
@@ -160,6 +163,7 @@ fn every_way_says_how_much_it_has_moved() {
             file: &bed.file,
             num_thread: 2,
             segment_len: SEGMENT,
+            is_cached: true,
             buffers: &buffers,
             watch: &watch,
         };

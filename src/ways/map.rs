@@ -1,12 +1,12 @@
 //! A private map, populated in parallel: the page cache is the memory.
 
-use super::{Job, PAGE};
+use super::{populate::Populating, Job, PAGE};
 use crate::{
     plan,
     storage::{local::LocalFile, Source},
     threads,
 };
-use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use std::{io, ops::Range};
 
 /// Maps the file and brings the pages of `ranges` into memory and into the page table.
@@ -28,15 +28,15 @@ pub fn map(job: &Job<'_>, file: &LocalFile, ranges: &[Range<u64>]) -> io::Result
     }
     let segments =
         ranges.iter().flat_map(|range| plan::segments(range.clone(), job.segment_len)).collect();
+    let populating = Populating::of(&mapped, job.is_cached);
     threads::for_each(job.num_thread, segments, job.watch, |segment: Range<u64>| {
-        let len = segment.end - segment.start;
-        match populate(&mapped, segment.start as usize, len as usize) {
+        match populating.populate(&segment) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                 return Err(reason(job, &segment));
             }
             result => result?,
         }
-        job.watch.add(len);
+        job.watch.add(segment.end - segment.start);
         Ok(())
     })?;
     Ok(mapped)
@@ -54,17 +54,6 @@ fn reason(job: &Job<'_>, segment: &Range<u64>) -> io::Error {
     }
     // Whatever it was, it is over; the pages have not come all the same.
     io::Error::from_raw_os_error(libc::EIO)
-}
-
-fn populate(mapped: &MmapMut, start: usize, len: usize) -> io::Result<()> {
-    loop {
-        match mapped.advise_range(Advice::PopulateRead, start, len) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Linux before 5.14 does not know the advice: pages then come as they are touched.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
-            result => return result,
-        }
-    }
 }
 
 /// A map of a file that is only looked at.

@@ -11,6 +11,7 @@
 mod conformance;
 pub mod direct;
 pub mod map;
+mod populate;
 pub mod read;
 pub mod uring;
 
@@ -112,6 +113,8 @@ pub struct Job<'a> {
     pub num_thread: usize,
     /// Bytes of each, at most; a multiple of [`PAGE`].
     pub segment_len: u64,
+    /// Whether the page cache holds what is wanted.
+    pub is_cached: bool,
     pub buffers: &'a Buffers,
     pub watch: &'a Watch<'a>,
 }

@@ -91,6 +91,20 @@ def test_few_requests_and_only_what_is_wanted(store: Store) -> None:
     assert after["bytes"] - before["bytes"] < MIB
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "old"])
+def test_a_pytorch_file_of_many_tensors_takes_few_requests(
+    store: Store, tmp_path: Path, new: bool
+) -> None:
+    """Each of them has a few bytes of its own before it."""
+    saved = {str(index): torch.full((999,), index) for index in range(1000)}
+    torch.save(saved, tmp_path / "pt", _use_new_zipfile_serialization=new)
+    store.request("PUT", "many.pt", (tmp_path / "pt").read_bytes())
+    before = store.stats()
+    veturboio.explain("s3://bucket/many.pt", storage_options=store.options)
+    assert store.stats()["requests"] - before["requests"] <= 12
+    assert same(load(store, "many.pt"), saved)
+
+
 def test_the_speed_of_many_connections(store: Store) -> None:
     save(store, "speed", state(mib=100))
     store.behave(rate=5 * MIB, delay_ms=30)

@@ -92,6 +92,19 @@ def test_where_requests_take_their_time_many_are_under_way(source: Path, slow: S
         assert maps_of(path) == []
 
 
+@pytest.mark.parametrize("save", [torch.save, old], ids=["zip", "old"])
+def test_what_a_pytorch_file_says_of_its_tensors_comes_at_once(
+    source: Path, slow: Slow, save: Callable[[dict[str, torch.Tensor], Path], None]
+) -> None:
+    """It stands before each of them, all over the file."""
+    save({str(index): torch.zeros(2**20, dtype=torch.uint8) for index in range(40)}, source / "pt")
+    for threads in (1, 32):
+        with slow(delay_ms=30, direct_io=True, no_async_dio=True) as mount:
+            veturboio.explain(mount.path / "pt", num_thread=threads)
+            at_once = mount.stats()["max_in_flight"]
+        assert at_once == 1 if threads == 1 else at_once >= 16
+
+
 @pytest.mark.parametrize("way", [None, "read", "direct", "uring"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_readers_are_as_many_as_may_be(slow: Slow, way: str | None, threads: int) -> None:
