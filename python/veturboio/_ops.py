@@ -32,6 +32,7 @@ def load(file: str, **options: Any) -> Any:
         return _checkpoint.build(structure, tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = f"its values cannot be built: {error}"
+    file = shown(file)
     raise FormatError(f"read {file}: {reason}", file, None, reason)
 
 
@@ -117,7 +118,7 @@ def _path(file: str) -> str | bytes:
     return file
 
 
-def _shown(file: str) -> str:
+def shown(file: str) -> str:
     """The name without what may be secret in the address of a web server."""
     if not file.startswith(("http://", "https://")):
         return file
@@ -129,7 +130,7 @@ def _shown(file: str) -> str:
 def _exception(
     kind: str, errno: int, tensor: str | None, reason: str, text: str, file: str
 ) -> Exception:
-    file = _shown(file)
+    file = shown(file)
     if kind == "format":
         return FormatError(text, file, tensor, reason)
     if kind == "unsupported":

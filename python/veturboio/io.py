@@ -122,6 +122,7 @@ def load(
     _refuse("use_cipher", _wants_cipher(use_cipher))
     threads = num_thread if enable_fast_mode else min(num_thread, 1)
     path = os.fsdecode(file)
+    selection = as_options(path, names, slices)
     options: dict[str, Any] = {
         "num_thread": threads,
         "use_direct_io": use_direct_io,
@@ -130,17 +131,18 @@ def load(
         "way": way,
         "storage_options": _options(storage_options),
         "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
-        **as_options(names, slices),
+        **selection,
     }
     if state_dict is not None:
         _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
         if dtype is not None:
-            raise ArgumentError(f"load {path}: state_dict cannot be combined with dtype")
+            shown = _ops.shown(path)
+            raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
         with watched(progress) as counters:
             _ops.fill(path, state_dict, progress=counters, **options)
         return dict(state_dict)
     try:
-        options |= place.as_options(path, map_location, **as_options(names, slices))
+        options |= place.as_options(path, map_location, **selection)
         options |= {"dtype": dtype, "one_allocation": one_allocation}
         with watched(progress) as counters:
             loaded = _ops.load(path, progress=counters, **options)
@@ -184,7 +186,7 @@ def explain(
         way=way,
         storage_options=_options(storage_options),
         cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
-        **as_options(names, slices),
+        **as_options(path, names, slices),
     )
 
 
@@ -326,6 +328,7 @@ def _check_mapping(
     path: str, what: str, mapping: object, values: type, action: str = "save"
 ) -> None:
     """Say which entry is wrong, where torch would only say that the dict is."""
+    path = _ops.shown(path)
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{action} {path}: {what} is not a dict but a {type(mapping).__name__}")
     for name, value in mapping.items():

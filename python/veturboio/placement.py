@@ -42,5 +42,5 @@ def _device(device: Device | None) -> torch.device:
 
 def _key(path: str, key: object) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"load {path}: name {key!r} in map_location is not a str")
+        raise TypeError(f"load {_ops.shown(path)}: name {key!r} in map_location is not a str")
     return key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -20,6 +21,9 @@ from veturboio.io import FilePath, _is_address, _options, _refuse, _wants_cipher
 
 #: What a new file is created with; the process's umask takes from it.
 _MODE = 0o666
+
+#: Of linux/fcntl.h and linux/fs.h: paths as they are, and a rename that replaces nothing.
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 #: Symbolic links followed before a chain of them is taken for a circle, as Linux does.
 _MAX_LINKS = 40
@@ -58,7 +62,7 @@ def save_pt(
     options = _options(storage_options)
     if not isinstance(state_dict, Mapping):
         found = type(state_dict).__name__
-        raise TypeError(f"save {path}: state_dict is not a dict but a {found}")
+        raise TypeError(f"save {_ops.shown(path)}: state_dict is not a dict but a {found}")
     if _is_address(path) or os.environ.get("VETURBOIO_USE_SFCS_SDK") == "1":
         with _temporary(state_dict, path) as whole:
             source = f"/proc/self/fd/{whole.fileno()}"
@@ -91,8 +95,8 @@ def _temporary(state_dict: Mapping[str, Any], path: str) -> IO[bytes]:
             stack.pop_all()
             return whole
     # Out here for the same reason as above.
-    refused = OSError(number, f"save {path}: a temporary file: {os.strerror(number)}")
-    refused.filename = path
+    refused = OSError(number, f"save {_ops.shown(path)}: a temporary file: {os.strerror(number)}")
+    refused.filename = _ops.shown(path)
     raise refused
 
 
@@ -140,9 +144,8 @@ def _write(state_dict: Mapping[str, Any], target: str, overwrite: bool) -> None:
             os.fsync(file.fileno())
         if overwrite:
             temporary.replace(target)
-        else:  # one step as well: whoever was faster is not replaced
-            os.link(temporary, target)
-            temporary.unlink()
+        else:
+            _put_new(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -151,6 +154,25 @@ def _write(state_dict: Mapping[str, Any], target: str, overwrite: bool) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _put_new(temporary: Path, target: str) -> None:
+    """Give the file its name in one step as well: whoever was faster is not replaced."""
+    number = _rename_new(os.fsencode(temporary), os.fsencode(target))
+    if number in (errno.EINVAL, errno.ENOSYS):  # not on this file system, or not in this kernel
+        os.link(temporary, target)
+        temporary.unlink()
+    elif number:
+        raise OSError(number, os.strerror(number))
+
+
+def _rename_new(source: bytes, target: bytes) -> int:
+    """Rename to what is not there; returns the errno, 0 for success."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:  # a C library from before 2018
+        return errno.ENOSYS
+    refused = rename(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_NOREPLACE)
+    return ctypes.get_errno() if refused else 0
 
 
 def _pickle(state_dict: Mapping[str, Any], file: IO[bytes]) -> None:

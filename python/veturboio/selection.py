@@ -6,24 +6,40 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from veturboio._ops import shown
+from veturboio.errors import ArgumentError
+
 #: One slice is for the first dimension; a tuple has one for each, and ``...`` for those between.
 Slices = Mapping[str, "slice | tuple[Any, ...]"]
 
 _END = (1 << 63) - 1
 
 
-def as_options(names: Iterable[str] | None, slices: Slices | None) -> dict[str, Any]:
-    """Return the arguments of the operator.
+def as_options(path: str, names: Iterable[str] | None, slices: Slices | None) -> dict[str, Any]:
+    """Return the arguments of the operator that loads a part of ``path``.
 
     Raises:
         TypeError: ``names`` is a single string, ``slices`` no dict of names, or a slice no slice.
-        ValueError: a slice has a step.
+        ArgumentError: a slice has a step.
     """
+    try:
+        return _checked(names, slices)
+    except TypeError as error:
+        refused: Exception = TypeError(f"load {shown(path)}: {error}")
+    except ValueError as error:
+        refused = ArgumentError(f"load {shown(path)}: {error}")
+    raise refused
+
+
+def _checked(names: Iterable[str] | None, slices: Slices | None) -> dict[str, Any]:
     if isinstance(names, str):
         raise TypeError(f"names is not a list of names but the string {names!r}")
     options: dict[str, Any] = {}
     if names is not None:
         options["names"] = list(names)
+        for name in options["names"]:
+            if not isinstance(name, str):
+                raise TypeError(f"name {name!r} in names is not a str")
     if slices is not None:
         if not isinstance(slices, Mapping):
             raise TypeError(f"slices is not a dict but a {type(slices).__name__}")

@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "index among slices": ({"slices": {"weight": (slice(1), 0)}}, TypeError, "'weight'.* int"),
     "fraction": ({"slices": {"bias": slice(0.5, 2)}}, TypeError, "bias"),
     "one name": ({"names": "weight"}, TypeError, "string 'weight'"),
-    "name that is none": ({"names": [5]}, TypeError, "names"),
+    "name that is none": ({"names": [5]}, TypeError, "name 5 in names is not a str"),
 }
 
 
@@ -289,8 +289,33 @@ def test_what_is_refused(
     model: Path, options: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     for act in (veturboio.load, veturboio.explain):
-        with pytest.raises(kind, match=words):
+        with pytest.raises(kind, match=words) as refused:
             act(model, **options)
+        assert str(model) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"names": "a"},
+        {"slices": {"a": 3}},
+        {"slices": {"a": slice(0, 4, 2)}},
+        {"map_location": {5: "cpu"}},
+        {"state_dict": {"a": 5}},
+        {"state_dict": {}, "dtype": torch.half},
+    ],
+)
+def test_no_refusal_tells_secrets_of_an_address(options: dict[str, Any]) -> None:
+    address = "https://me:password@host.invalid/model?X-Signature=secret"
+    with pytest.raises((TypeError, ValueError), match=r"https://host\.invalid/model: ") as refused:
+        veturboio.load(address, **options)
+    assert "password" not in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_names_may_come_from_a_generator(model: Path) -> None:
+    wanted = (name for name in ("bias", "half"))
+    loaded = veturboio.load(model, names=wanted, map_location=lambda _name: "cpu")
+    assert_same(loaded, {name: STATE[name] for name in ("bias", "half")})
 
 
 def test_ends_beyond_what_a_machine_counts_to(model: Path) -> None:

@@ -264,3 +264,43 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(
     monkeypatch.setattr(os, "fsync", fsync)
     veturboio.save_pt(STATE, target)
     assert steps == [(".tmp", False), (tmp_path.name, True)]
+
+
+@pytest.mark.parametrize("missing", ["link", "rename"])
+def test_a_new_file_needs_either_links_or_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Some file systems know no hard links, and some no rename that replaces nothing."""
+
+    def no_link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if missing == "link":
+        monkeypatch.setattr(os, "link", no_link)
+    else:
+        monkeypatch.setattr("veturboio.pt._rename_new", lambda *_: errno.EINVAL)
+    path = tmp_path / "model.pt"
+    veturboio.save_pt(STATE, path, overwrite=False)
+    assert_whole(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_whoever_was_faster_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    if missing:
+        monkeypatch.setattr("veturboio.pt._rename_new", lambda *_: errno.ENOSYS)
+    path = tmp_path / "model.pt"
+
+    class Slow(dict[str, int]):
+        """Values that somebody else's file overtakes while they are being written."""
+
+        def __reduce__(self) -> tuple[type[dict[str, int]], tuple[()]]:
+            path.write_bytes(b"theirs")
+            return dict, ()
+
+    with pytest.raises(FileExistsError, match=r"model\.pt: File exists"):
+        veturboio.save_pt({"slow": Slow()}, path, overwrite=False)
+    assert path.read_bytes() == b"theirs"
+    assert [each.name for each in tmp_path.iterdir()] == ["model.pt"]
