@@ -1,7 +1,10 @@
-"""Compiles ``bare.c`` and runs it: the same bytes moved by nothing but system calls."""
+"""Compiles what is in C: ``bare.c``, which moves the same bytes by nothing but system calls, and
+``touch.c``, which looks at them."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
 import os
 import resource
@@ -13,6 +16,8 @@ from typing import Any
 from bench.libraries import Program
 
 SOURCE = Path(__file__).with_name("bare.c")
+TOUCH = Path(__file__).with_name("touch.c")
+BUILT = Path(__file__).parents[1] / "build" / "bench"
 
 
 class BuildError(RuntimeError):
@@ -21,18 +26,30 @@ class BuildError(RuntimeError):
 
 def build(folder: Path) -> Path:
     """The compiled program in ``folder``, made anew where it is older than its source."""
-    target = folder / "bare"
-    if target.exists() and target.stat().st_mtime > SOURCE.stat().st_mtime:
+    return _compiled(SOURCE, folder / "bare", "-pthread")
+
+
+@functools.cache
+def touch() -> ctypes.CDLL:
+    """The function ``touch``, of an address and a length in bytes."""
+    library = ctypes.CDLL(str(_compiled(TOUCH, BUILT / "touch.so", "-shared", "-fPIC")))
+    library.touch.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.touch.restype = ctypes.c_uint64
+    return library
+
+
+def _compiled(source: Path, target: Path, *flags: str) -> Path:
+    if target.exists() and target.stat().st_mtime > source.stat().st_mtime:
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, "-O2", "-pthread", str(SOURCE), "-o", str(target)]
+    command = [*compiler, "-O2", *flags, str(source), "-o", str(target)]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except OSError as failure:
         raise BuildError(f"run {compiler[0]}: {failure.strerror}") from failure
     if done.returncode != 0:
-        raise BuildError(f"compile {SOURCE.name}: {done.stderr.strip()}")
+        raise BuildError(f"compile {source.name}: {done.stderr.strip()}")
     return target
 
 

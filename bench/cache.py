@@ -26,6 +26,7 @@ from pathlib import Path
 PAGE = mmap.PAGESIZE
 LARGE_FOLIO = 2 << 20  # what one entry of the second-lowest page table maps
 READ_PORTION = 1 << 20
+RAMP = 64 << 20  # bytes until read-ahead has come to large folios, and some
 MADV_POPULATE_READ = 22
 PAGE_PRESENT = 1 << 63
 FRAME_MASK = (1 << 55) - 1
@@ -66,8 +67,9 @@ class Condition:
         if state is State.COLD:
             return self.resident == 0.0
         if state is State.LARGE:
-            # Read-ahead works its way up to large folios: a small file never gets there.
-            enough = self.size < 64 << 20 or self.large is None or self.large >= 0.85
+            # Read-ahead works its way up to large folios: a small file never gets there. What the
+            # kernel takes back for a moment comes back in small ones.
+            enough = self.large is None or self.size * (1 - self.large) <= RAMP
             return self.resident == 1.0 and enough
         if state is State.SMALL:
             return self.resident == 1.0 and (self.single is None or self.single >= 0.95)
@@ -75,7 +77,7 @@ class Condition:
 
     def certain(self, state: State) -> bool:
         """Tell whether this is the wanted state, and the folios of a file of some size prove it."""
-        return self.large is not None and self.size >= 64 << 20 and self.reached(state)
+        return self.large is not None and self.size >= RAMP and self.reached(state)
 
 
 def bring(path: Path, state: State) -> Condition:
