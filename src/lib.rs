@@ -28,6 +28,7 @@
 //! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
 //! | `threads` | threads that live as long as one load or save |
 //! | `storage` | where bytes lie: files to read, files that become whole or not at all |
+//! | `scattered` | how small ranges all over a file are read |
 //! | `slice` | which bytes a slice of a tensor is. Pure |
 //! | `plan`, `select` | which bytes become which tensor, and how the work is cut. Pure |
 //! | `share` | which tensors lie in the same memory. Pure |

@@ -16,8 +16,9 @@ use std::{
 /// what lies between them costs less than another request.
 const NEAR: u64 = 512 << 10;
 
-/// What is read as one is no longer than this, in bytes, but for a range that is.
-const MOST: u64 = 8 << 20;
+/// What is read as one is no longer than this, in bytes, but for a range that is: every thread
+/// holds so much.
+const MOST: u64 = 1 << 20;
 
 /// The bytes of each of `ranges`: one after the other from this machine, from far away at most
 /// `num_thread` at once.

@@ -261,7 +261,7 @@ mod tests {
             for (turn, range) in ranges.iter().cycle().take(12).enumerate() {
                 // SAFETY: forgets entries of the page table; the bytes are the file's.
                 unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) }.unwrap();
-                assert_eq!(kernel.missing(&map, range).unwrap(), [range.clone()]);
+                assert_eq!(kernel.missing(&map, range).unwrap(), std::slice::from_ref(range));
                 kernels(&map).nth(turn / 4).unwrap().populate(range).unwrap();
                 assert_eq!(kernel.missing(&map, range).unwrap(), [], "{portion} {turn} {range:?}");
             }
