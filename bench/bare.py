@@ -43,14 +43,15 @@ def _compiled(source: Path, target: Path, *flags: str) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, "-O2", *flags, str(source), "-o", str(target)]
+    part = target.with_name(f"{target.name}.part")  # whole or not at all
+    command = [*compiler, "-O2", *flags, str(source), "-o", str(part)]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except OSError as failure:
         raise BuildError(f"run {compiler[0]}: {failure.strerror}") from failure
     if done.returncode != 0:
         raise BuildError(f"compile {source.name}: {done.stderr.strip()}")
-    return target
+    return part.replace(target)
 
 
 def run(executable: Path, program: Program, path: Path, length: int) -> dict[str, Any]:

@@ -69,8 +69,10 @@ class Condition:
         if state is State.LARGE:
             # Read-ahead works its way up to large folios: a small file never gets there. What the
             # kernel takes back for a moment comes back in small ones.
-            enough = self.large is None or self.size * (1 - self.large) <= RAMP
-            return self.resident == 1.0 and enough
+            if self.size < RAMP or self.large is None:
+                return self.resident == 1.0
+            small = self.size * (1 - self.large)
+            return self.resident == 1.0 and self.large >= 0.85 and small <= RAMP
         if state is State.SMALL:
             return self.resident == 1.0 and (self.single is None or self.single >= 0.95)
         return True

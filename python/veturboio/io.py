@@ -142,7 +142,9 @@ def load(
             _ops.fill(path, state_dict, progress=counters, **options)
         return dict(state_dict)
     try:
-        options |= place.as_options(path, map_location, **selection)
+        described = {"num_thread", "storage_options", "cache_dir", *selection}
+        how = {name: options[name] for name in described}
+        options |= place.as_options(path, map_location, **how)
         options |= {"dtype": dtype, "one_allocation": one_allocation}
         with watched(progress) as counters:
             loaded = _ops.load(path, progress=counters, **options)
@@ -153,9 +155,8 @@ def load(
             raise
         if _is_address(path):
             reason = f"{error.reason}, and torch.load reads paths only"
-            raise FormatError(
-                f"{error}, and torch.load reads paths only", path, None, reason
-            ) from None
+            text = f"{error}, and torch.load reads paths only"
+            raise FormatError(text, _ops.shown(path), None, reason) from None
         refused = str(error), error.reason
     return _load_by_torch(path, device, *refused)
 

@@ -17,11 +17,12 @@ MapLocation = Device | Mapping[str, Device] | Callable[[str], Device | None]
 
 
 def as_options(
-    path: str, map_location: MapLocation | None, **selection: Any
+    path: str, map_location: MapLocation | None, **described: Any
 ) -> dict[str, torch.device | dict[str, torch.device]]:
     """Return the arguments of the operator.
 
-    A function is asked for every tensor of the file, whose header is read for that.
+    A function is asked for every tensor of the file, whose header is read for that, as
+    ``described``.
 
     Raises:
         TypeError, RuntimeError: something is no device.
@@ -31,7 +32,7 @@ def as_options(
     if isinstance(map_location, Mapping):
         return {"devices": {_key(path, key): _device(map_location[key]) for key in map_location}}
     if callable(map_location) and not isinstance(map_location, torch.device):
-        names = _ops.names(path, **selection)
+        names = _ops.names(path, **described)
         return {"devices": {name: _device(map_location(name)) for name in names}}
     return {"map_location": _device(map_location)}
 

@@ -22,6 +22,8 @@ def as_options(path: str, names: Iterable[str] | None, slices: Slices | None) ->
         TypeError: ``names`` is a single string, ``slices`` no dict of names, or a slice no slice.
         ArgumentError: a slice has a step.
     """
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        names = list(names)  # what a generator raises is its own
     try:
         return _checked(names, slices)
     except TypeError as error:
@@ -36,8 +38,10 @@ def _checked(names: Iterable[str] | None, slices: Slices | None) -> dict[str, An
         raise TypeError(f"names is not a list of names but the string {names!r}")
     options: dict[str, Any] = {}
     if names is not None:
-        options["names"] = list(names)
-        for name in options["names"]:
+        if not isinstance(names, list):
+            raise TypeError(f"names is not a list of names but a {type(names).__name__}")
+        options["names"] = names
+        for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"name {name!r} in names is not a str")
     if slices is not None:

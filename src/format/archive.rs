@@ -20,6 +20,9 @@ use std::{collections::HashMap, ops::Range};
 /// take less than 200 MB.
 const MAX_PICKLE: u64 = 256 << 20;
 
+/// The longest version or byte order, in bytes.
+const MAX_WORD: u64 = 1 << 10;
+
 /// How much of a file of the old format is read at first; its pickles end where they end.
 const FIRST_READ: u64 = 1 << 20;
 
@@ -197,9 +200,11 @@ impl Archive {
             let (Some(start), Some(stop)) = (start, stop.filter(|&stop| stop <= len)) else {
                 return Err(Malformed::new(format!("storage {} is cut short", shown(key))).into());
             };
+            if found.insert(key.to_owned(), start..stop).is_some() {
+                return Err(Malformed::new(format!("storage {} stands twice", shown(key))).into());
+            }
             counts.push(at..start);
             counted.push(storage);
-            found.insert(key.to_owned(), start..stop);
             at = stop;
         }
         let counts = read(&counts).map_err(Unreadable::Source)?;
@@ -228,11 +233,12 @@ fn whole<E>(
     let names = ["version", "byteorder", "data.pkl"];
     let places = names.map(|name| entries.get(&format!("{root}/{name}")));
     let mut ranges = Vec::new();
-    for entry in places.into_iter().flatten() {
+    for (entry, most) in places.into_iter().zip([MAX_WORD, MAX_WORD, MAX_PICKLE]) {
+        let Some(entry) = entry else { continue };
         let range = entry.stored()?;
         let len = range.end - range.start;
-        if len > MAX_PICKLE {
-            let reason = format!("pickle of {len} bytes is over {MAX_PICKLE}");
+        if len > most {
+            let reason = format!("{} of {len} bytes is over {most}", shown(&entry.name));
             return Err(Malformed::new(reason).into());
         }
         ranges.push(range);

@@ -19,6 +19,9 @@ const END: u32 = 0x0605_4b50;
 const LOCATOR_64: u32 = 0x0706_4b50;
 const END_64: u32 = 0x0606_4b50;
 
+/// Local headers that are read at once, at most.
+const AT_ONCE: usize = 1 << 16;
+
 /// Bytes of each record without its variable part.
 const LOCAL_LEN: u64 = 30;
 const ENTRY_LEN: usize = 46;
@@ -96,14 +99,17 @@ pub fn entries<E>(len: u64, read: &impl Read<E>) -> Result<Vec<Entry>, Unreadabl
         let reason = format!("zip directory has {} entries, not {}", found.len(), end.count);
         return Err(Malformed::new(reason).into());
     }
-    let headers =
-        found.iter().map(|listed| listed.header(end.start)).collect::<Result<Vec<_>, _>>()?;
-    let headers = read(&headers).map_err(Unreadable::Source)?;
-    let placed = found
-        .into_iter()
-        .zip(headers)
-        .map(|(listed, header)| listed.place(end.start, &header))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut placed = Vec::with_capacity(found.len());
+    let mut found = found.into_iter();
+    while found.len() > 0 {
+        let some: Vec<Listed> = found.by_ref().take(AT_ONCE).collect();
+        let headers = some.iter().map(|listed| listed.header(end.start));
+        let headers = headers.collect::<Result<Vec<_>, _>>()?;
+        let headers = read(&headers).map_err(Unreadable::Source)?;
+        for (listed, header) in some.into_iter().zip(headers) {
+            placed.push(listed.place(end.start, &header)?);
+        }
+    }
     refuse_overlaps(&placed)?;
     Ok(placed.into_iter().map(|(_, entry)| entry).collect())
 }

@@ -101,8 +101,29 @@ def test_a_pytorch_file_of_many_tensors_takes_few_requests(
     store.request("PUT", "many.pt", (tmp_path / "pt").read_bytes())
     before = store.stats()
     veturboio.explain("s3://bucket/many.pt", storage_options=store.options)
-    assert store.stats()["requests"] - before["requests"] <= 12
+    assert store.stats()["requests"] - before["requests"] <= 30
     assert same(load(store, "many.pt"), saved)
+
+
+def test_describing_a_pytorch_file_does_not_read_it(store: Store, tmp_path: Path) -> None:
+    saved = {str(index): torch.zeros(100_000, dtype=torch.uint8) for index in range(200)}
+    torch.save(saved, tmp_path / "pt")
+    store.request("PUT", "some.pt", (tmp_path / "pt").read_bytes())
+    before = store.stats()
+    veturboio.load("s3://bucket/some.pt", "meta", storage_options=store.options)
+    assert store.stats()["bytes"] - before["bytes"] < 3 * MIB
+
+
+def test_a_function_of_names_reads_with_the_options_of_the_load(store: Store) -> None:
+    save(store, "asked", state(mib=1))
+    asked: list[str] = []
+
+    def place(name: str) -> str:
+        asked.append(name)
+        return "cpu"
+
+    assert same(load(store, "asked", map_location=place), state(mib=1))
+    assert asked == ["a", "b"]
 
 
 def test_the_speed_of_many_connections(store: Store) -> None:

@@ -281,6 +281,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "fraction": ({"slices": {"bias": slice(0.5, 2)}}, TypeError, "bias"),
     "one name": ({"names": "weight"}, TypeError, "string 'weight'"),
     "name that is none": ({"names": [5]}, TypeError, "name 5 in names is not a str"),
+    "number of names": ({"names": 5}, TypeError, "names is not a list of names but a int"),
 }
 
 
