@@ -1,6 +1,8 @@
 //! What can be found out about a load before it begins, for [`choice`](crate::choice).
 
-use crate::{choice::Facts, plan::Plan, storage::Source, threads, ways::map};
+use crate::{
+    choice::Facts, plan::Plan, processors::processors, residency::Residency, storage::Source,
+};
 use std::{env, fs, ops::Range, path::Path};
 
 /// Pages of a file that are asked for to learn how much of it is cached.
@@ -14,7 +16,7 @@ const SAMPLES: u64 = 64;
 pub fn is_begun(file: &dyn Source) -> bool {
     let Some(file) = file.local() else { return false };
     let beginning = 0..file.len().min(1);
-    map::Residency::of(file).and_then(|held| held.share(&[beginning], 1)) == Some(1.0)
+    Residency::of(file).and_then(|held| held.share(&[beginning], 1)) == Some(1.0)
 }
 
 /// Looks at a file of which `plan` is to be loaded, and of which somebody read before `again`.
@@ -26,7 +28,7 @@ pub fn facts(file: &dyn Source, plan: &Plan, again: bool) -> Facts {
     });
     let ranges: Vec<Range<u64>> =
         plan.ranges.iter().cloned().chain(copies).filter(|range| !range.is_empty()).collect();
-    let held = file.local().and_then(map::Residency::of);
+    let held = file.local().and_then(Residency::of);
     let cached = held.and_then(|held| held.share(&ranges, SAMPLES));
     Facts {
         file_system: file.file_system(),
@@ -35,7 +37,7 @@ pub fn facts(file: &dyn Source, plan: &Plan, again: bool) -> Facts {
         partial: is_partial(file, &ranges, plan.byte_len()),
         again: again || has_siblings(),
         available: if cached == Some(1.0) { None } else { available() },
-        processors: threads::processors(),
+        processors: processors(),
     }
 }
 

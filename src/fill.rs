@@ -5,7 +5,7 @@ use crate::{
     choice::Choice,
     error::{Error, Result},
     format::shown,
-    load::{self, chosen, describe, Described},
+    load::{self, chosen, describe, open, Described},
     pipeline,
     placement::{Parcel, Spread},
     plan::{self, Place, Plan},
@@ -13,6 +13,7 @@ use crate::{
     slice::Runs,
     storage::Source,
     tensors::{StateDict, Tensor},
+    threads::Ready,
     ways::{Job, Piece},
 };
 use std::{
@@ -35,7 +36,8 @@ pub(crate) fn fill(
     request: &load::Request<'_>,
     targets: &dyn StateDict,
 ) -> Result<Vec<usize>> {
-    let Described { file, again, plan, names, .. } = described(path, request, false)?;
+    let file = open(path, request)?;
+    let Described { again, plan, names, .. } = described(&*file, request, false)?;
     let views = look_at(targets, path)?;
     let pairs = matched(&plan, &names, &views, path)?;
     let twins = refuse_overlaps(&views, &pairs, path)?;
@@ -79,7 +81,8 @@ pub(crate) fn fill(
 
 /// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
 pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [u8]) -> Result<()> {
-    let Described { file, again, plan, .. } = described(path, request, true)?;
+    let file = open(path, request)?;
+    let Described { again, plan, .. } = described(&*file, request, true)?;
     if file.len() != bytes.len() as u64 {
         let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
         return Err(Error::argument(ACTION, path, reason));
@@ -89,12 +92,12 @@ pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [
     read(&*file, &choice, request, pieces, &Spread::default())
 }
 
-fn described(path: &Path, request: &load::Request<'_>, structured: bool) -> Result<Described> {
-    if request.wish.num_thread == 0 {
-        return Err(Error::argument(ACTION, path, "num_thread must be at least 1"));
-    }
-    let num_thread = request.wish.num_thread;
-    describe(path, structured, false, num_thread, request.storage, request.watch)
+fn described(
+    file: &dyn Source,
+    request: &load::Request<'_>,
+    structured: bool,
+) -> Result<Described> {
+    describe(file, structured, false, request.wish.num_thread, request.watch)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
@@ -108,7 +111,8 @@ fn read(
 ) -> Result<()> {
     let &load::Request { buffers, watch, .. } = request;
     let &Choice { way, num_thread, segment_len, is_cached, .. } = choice;
-    let job = Job { file, num_thread, segment_len, is_cached, buffers, watch };
+    let job =
+        Job { file, ready: Ready::default(), num_thread, segment_len, is_cached, buffers, watch };
     let here: u64 = pieces.iter().map(|piece| piece.wanted as u64).sum();
     watch.begin(here + away.byte_len());
     way.read(&job, pieces).map_err(|error| load::failed(file, error))?;

@@ -26,6 +26,7 @@
 //! | `watch` | what a caller sees of a running load or save, and how he stops it |
 //! | `error` | what can go wrong, and the words for it |
 //! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
+//! | `processors` | how many processors this process may use |
 //! | `threads` | threads that live as long as one load or save |
 //! | `storage` | where bytes lie: files to read, files that become whole or not at all |
 //! | `scattered` | how small ranges all over a file are read |
@@ -37,6 +38,7 @@
 //! | `tensors` | what must be known of the caller's tensors to move their bytes |
 //! | `buffers` | host memory that is lent, and used again |
 //! | `ways` | how bytes come into memory: mapped, read, read past the page cache |
+//! | `residency` | what the page cache holds of a file |
 //! | `choice`, `facts` | which way a load takes, and what has to be known for that |
 //! | `memory` | where bytes land: the region under the tensors of a load |
 //! | `pipeline` | how bytes get to devices |
@@ -65,6 +67,8 @@ mod memory;
 mod pipeline;
 mod placement;
 mod plan;
+mod processors;
+mod residency;
 mod route;
 mod save;
 mod scattered;

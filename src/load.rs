@@ -4,7 +4,7 @@
 use crate::{
     address,
     buffers::Buffers,
-    choice::{choose, Choice, Wish},
+    choice::{choose, Choice, Wish, LARGE},
     error::{Error, OutOfMemory, Result},
     facts::{facts, is_begun},
     format::{
@@ -17,11 +17,13 @@ use crate::{
     memory::Region,
     pipeline,
     placement::{spread, Home, Placement, Spread},
-    plan::{Plan, Tensor},
+    plan::{Plan, Tensor, SEGMENT_LEN},
+    processors::processors,
     scattered,
     select::{select, Selection},
-    storage::{self, Source, FIRST_OF_HEADER},
+    storage::{self, Source, Storage, FIRST_OF_HEADER},
     targets::Targets,
+    threads::{self, Ready},
     watch::Watch,
     ways::{uring, Job, Way},
 };
@@ -114,9 +116,8 @@ fn header_of(source: &dyn Source, prefix: Vec<u8>, watch: &Watch<'_>) -> Result<
     Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], source.len()).map_err(refused)
 }
 
-/// A file, and what it says of itself.
+/// What a file says of itself.
 pub(crate) struct Described {
-    pub file: Box<dyn Source>,
     /// Whether somebody had read it before.
     pub again: bool,
     pub plan: Plan,
@@ -124,27 +125,25 @@ pub(crate) struct Described {
     pub structure: Option<String>,
 }
 
-/// Opens `path` and reads what it holds, without its tensors. Values that are `structured` need no
-/// names, and get them `with_names` as far as that goes.
+/// Reads what `file` holds, without its tensors. Values that are `structured` need no names, and get
+/// them `with_names` as far as that goes.
 pub(crate) fn describe(
-    path: &Path,
+    file: &dyn Source,
     structured: bool,
     with_names: bool,
     num_thread: usize,
-    options: &storage::Options,
     watch: &Watch<'_>,
 ) -> Result<Described> {
-    let refused = |malformed| Error::format(path, malformed);
-    let file = storage::open(path, options, watch)?;
-    let again = is_begun(&*file);
-    let prefix = prefix_of(&*file, watch)?;
+    let refused = |malformed| Error::format(file.name(), malformed);
+    let again = is_begun(file);
+    let prefix = prefix_of(file, watch)?;
     if !is_pytorch(&prefix) {
-        let header = header_of(&*file, prefix, watch)?;
+        let header = header_of(file, prefix, watch)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
         let names = names_of(header);
-        return Ok(Described { file, again, plan, names, structure: None });
+        return Ok(Described { again, plan, names, structure: None });
     }
-    let archive = archive_of(&*file, num_thread, watch)?;
+    let archive = archive_of(file, num_thread, watch)?;
     let plan = Plan::of_archive(&archive);
     let (names, structure) = if structured && !archive.checkpoint.is_module() {
         let found = with_names.then(|| archive.checkpoint.names().unwrap_or_default());
@@ -152,29 +151,50 @@ pub(crate) fn describe(
     } else {
         (archive.checkpoint.names().map_err(refused)?, None)
     };
-    Ok(Described { file, again, plan, names, structure })
+    Ok(Described { again, plan, names, structure })
 }
 
 /// Loads what is wanted of `path`.
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
-    let Described { file, again, plan, names, structure } = wanted(path, request)?;
+    let file = open(path, request)?;
+    let others = if request.header_only { 0 } else { others(&*file, request.wish.num_thread) };
+    threads::with_ready(others, |ready| load_from(&*file, path, request, ready))
+}
+
+/// How many threads beside the caller's will be wanted at once if the file is mapped, which takes
+/// hardly longer than it takes threads to begin. Other ways take much longer.
+fn others(file: &dyn Source, num_thread: usize) -> usize {
+    let is_near = file.local().is_some() && file.file_system().storage != Storage::Remote;
+    if !is_near || file.len() < LARGE {
+        return 0;
+    }
+    let segments = usize::try_from(file.len() / SEGMENT_LEN).unwrap_or(usize::MAX);
+    processors().min(num_thread).min(segments).saturating_sub(1)
+}
+
+fn load_from(
+    file: &dyn Source,
+    path: &Path,
+    request: &Request<'_>,
+    ready: Ready<'_>,
+) -> Result<Loaded> {
+    let Described { again, plan, names, structure } = wanted(file, path, request)?;
     if request.header_only {
-        forget_header(&*file, again);
+        forget_header(file, again);
         // No device but one: that of tensors without bytes.
         let placement = Placement { dtype: request.placement.dtype, ..Placement::default() };
         let spread = spread_out(path, plan, names, &placement, structure.is_some())?;
         return Ok(loaded(spread, structure, Region::default()));
     }
-    let choice = chosen(&*file, &plan, again, request);
+    let choice = chosen(file, &plan, again, request);
     let spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
     let parcels = &spread.parcels;
-    let refused = |refused| refused_by_device(&*file, &spread, refused);
+    let refused = |refused| refused_by_device(file, &spread, refused);
     pipeline::allocate(parcels, request.targets).map_err(refused)?;
 
-    let job = job(&*file, &choice, request);
+    let job = job(file, &choice, request, ready);
     request.watch.begin(spread.byte_len());
-    let region =
-        Region::of(&job, &spread.stay, choice.way).map_err(|error| failed(&*file, error))?;
+    let region = Region::of(&job, &spread.stay, choice.way).map_err(|error| failed(file, error))?;
     if !parcels.is_empty() {
         pipeline::run(&job, choice.way, parcels, request.targets).map_err(refused)?;
     }
@@ -232,10 +252,11 @@ pub(crate) fn refused_by_device(
 
 /// Says in a sentence which way [`load`] would take, and why.
 pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
-    let Described { file, again, plan, .. } = wanted(path, request)?;
+    let file = open(path, request)?;
+    let Described { again, plan, .. } = wanted(&*file, path, request)?;
     let Choice { way, num_thread, reason, .. } = chosen(&*file, &plan, again, request);
     let how = match way {
-        _ if file.file_system().storage == storage::Storage::Object => "read by range",
+        _ if file.file_system().storage == Storage::Object => "read by range",
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
         Way::Direct => "read past the page cache",
@@ -251,34 +272,30 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     ))
 }
 
-/// What `path` holds of what is wanted.
-fn wanted(path: &Path, request: &Request<'_>) -> Result<Described> {
+/// Opens what is to be loaded.
+pub(crate) fn open(path: &Path, request: &Request<'_>) -> Result<Box<dyn Source>> {
     if request.wish.num_thread == 0 {
         return Err(Error::argument("load", path, "num_thread must be at least 1"));
     }
     if request.placement.dtype.is_some_and(|dtype| !is_floating(dtype)) {
         return Err(Error::argument("load", path, "dtype must be one of floating point"));
     }
+    let is_whole = request.selection.is_everything() && !request.header_only;
+    let first = if is_whole { request.storage.first } else { FIRST_OF_HEADER };
+    storage::open(path, &storage::Options { first, ..request.storage.clone() }, request.watch)
+}
+
+/// What `file` holds of what is wanted.
+fn wanted(file: &dyn Source, path: &Path, request: &Request<'_>) -> Result<Described> {
+    let &Request { wish, structured, placement, watch, .. } = request;
     let selection = &request.selection;
     if selection.is_everything() {
-        let first = if request.header_only { FIRST_OF_HEADER } else { request.storage.first };
-        let options = storage::Options { first, ..request.storage.clone() };
-        let with_names = !request.placement.is_plain();
-        return describe(
-            path,
-            request.structured,
-            with_names,
-            request.wish.num_thread,
-            &options,
-            request.watch,
-        );
+        return describe(file, structured, !placement.is_plain(), wish.num_thread, watch);
     }
-    let options = storage::Options { first: FIRST_OF_HEADER, ..request.storage.clone() };
-    let Described { file, again, plan, names, .. } =
-        describe(path, false, true, request.wish.num_thread, &options, request.watch)?;
+    let Described { again, plan, names, .. } = describe(file, false, true, wish.num_thread, watch)?;
     let (plan, names) =
         select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
-    Ok(Described { file, again, plan, names, structure: None })
+    Ok(Described { again, plan, names, structure: None })
 }
 
 /// What was asked of a file that is well formed.
@@ -290,10 +307,15 @@ fn argument(path: &Path, refused: Malformed) -> Error {
     }
 }
 
-fn job<'a>(file: &'a dyn Source, choice: &Choice, request: &Request<'a>) -> Job<'a> {
+fn job<'a>(
+    file: &'a dyn Source,
+    choice: &Choice,
+    request: &Request<'a>,
+    ready: Ready<'a>,
+) -> Job<'a> {
     let &Request { buffers, watch, .. } = request;
     let &Choice { num_thread, segment_len, is_cached, .. } = choice;
-    Job { file, num_thread, segment_len, is_cached, buffers, watch }
+    Job { file, ready, num_thread, segment_len, is_cached, buffers, watch }
 }
 
 pub(crate) fn chosen(file: &dyn Source, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {

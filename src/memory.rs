@@ -7,7 +7,6 @@ use crate::{
     plan::{Copy, Place, Plan, SEGMENT_LEN},
     slice::{Block, Runs},
     storage::Storage,
-    threads,
     ways::{
         direct::{direct, read_piece},
         Job, Piece, Way, PAGE,
@@ -89,7 +88,7 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
         }
     }
     let direct = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
-    threads::for_each(job.num_thread, parts, job.watch, |Part { copy, block, target }| {
+    job.for_each(parts, |Part { copy, block, target }| {
         let read = |offset, bytes: &mut [u8]| {
             let wanted = bytes.len();
             read_block(job, direct.as_ref(), offset, bytes, wanted)

@@ -16,7 +16,6 @@ use crate::{
     placement::Parcel,
     route::{stages, Picked, Stage},
     targets::{Refused, Targets, Wanted},
-    threads,
     ways::{direct::direct, Job, Way, PAGE},
 };
 use std::{fs::File, io};
@@ -101,7 +100,7 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
         limit: ring_len(job, kind, stages.len()),
         allocate: &allocate,
     };
-    threads::for_each(job.num_thread, stages, job.watch, |stage| {
+    job.for_each(stages, |stage| {
         let mut segment = ring.lend(job.watch)?;
         let at = fill(job, file.as_ref(), &stage, &mut segment)?;
         let pending = targets

@@ -5,12 +5,13 @@
 //! looks between two items whether it is wanted elsewhere.
 
 use crate::watch::{Stopped, Watch};
-use rayon::ThreadBuilder;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::{
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc, Mutex, PoisonError,
     },
+    thread,
     time::Duration,
     vec,
 };
@@ -18,14 +19,83 @@ use std::{
 /// How long the caller's thread waits for each of the others to begin.
 const ARRIVAL: Duration = Duration::from_millis(5);
 
-/// Processors this process may use, as far as its affinity and its control group allow.
-pub fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// Threads that have begun already, if there are some.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ready<'a>(Option<&'a ThreadPool>);
+
+/// Has `count` threads begin while `story` finds out what there is to do for them, and ends them with
+/// it. Where the system has no more threads to give, none are ready.
+pub fn with_ready<R>(count: usize, story: impl FnOnce(Ready<'_>) -> R) -> R {
+    if count == 0 {
+        return story(Ready::default());
+    }
+    thread::scope(|scope| {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(count)
+            .spawn_handler(|begun| {
+                let name = format!("veturboio-{}", begun.index());
+                thread::Builder::new().name(name).spawn_scoped(scope, || begun.run()).map(drop)
+            })
+            .build();
+        story(Ready(pool.as_ref().ok()))
+    })
 }
 
-/// Does `work` for every item on at most `num_thread` threads, beginning with the first ones,
-/// and stops at the first error, or when `watch` says so. All other threads have ended when it
-/// returns.
+impl Ready<'_> {
+    /// Does `work` for every item on at most `num_thread` threads, beginning with the first ones,
+    /// and stops at the first error, or when `watch` says so. All threads that were not `ready` before
+    /// have ended when it returns.
+    pub fn for_each<T, E>(
+        self,
+        num_thread: usize,
+        items: Vec<T>,
+        watch: &Watch<'_>,
+        work: impl Fn(T) -> Result<(), E> + Send + Sync,
+    ) -> Result<(), E>
+    where
+        T: Send,
+        E: From<Stopped> + Send,
+    {
+        let others = num_thread.min(items.len()).saturating_sub(1);
+        let queue = Queue::new(items);
+        let work = |item| watch.check().map_err(E::from).and_then(|()| work(item));
+        let here = || {
+            queue.empty(|item| {
+                watch.look();
+                work(item)
+            });
+        };
+        let there = || queue.empty(work);
+        match self.0.filter(|pool| pool.current_num_threads() >= others) {
+            _ if others == 0 => here(),
+            Some(pool) => pool.in_place_scope(|scope| {
+                (0..others).for_each(|_| scope.spawn(|_| there()));
+                here();
+            }),
+            None => with_ready(others, |Ready(pool)| {
+                // The system may have no more threads to give: the caller's own is enough.
+                let Some(pool) = pool else { return here() };
+                pool.in_place_scope(|scope| {
+                    let (arrived, arrivals) = mpsc::channel();
+                    for _ in 0..others {
+                        let (arrived, there) = (arrived.clone(), &there);
+                        scope.spawn(move |_| {
+                            let _ = arrived.send(());
+                            there();
+                        });
+                    }
+                    // A thread that begins allocates, and would have to wait for that while pages are
+                    // being mapped.
+                    (0..others).all(|_| arrivals.recv_timeout(ARRIVAL).is_ok());
+                    here();
+                });
+            }),
+        }
+        queue.result()
+    }
+}
+
+/// Does `work` for every item, as [`Ready::for_each`] with none ready.
 pub fn for_each<T, E>(
     num_thread: usize,
     items: Vec<T>,
@@ -36,42 +106,7 @@ where
     T: Send,
     E: From<Stopped> + Send,
 {
-    let threads = num_thread.min(items.len());
-    let queue = Queue::new(items);
-    let work = |item| watch.check().map_err(E::from).and_then(|()| work(item));
-    let here = || {
-        queue.empty(|item| {
-            watch.look();
-            work(item)
-        });
-    };
-    if threads > 1 {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads - 1)
-            .thread_name(|index| format!("veturboio-{index}"))
-            .build_scoped(ThreadBuilder::run, |pool| {
-                pool.in_place_scope(|scope| {
-                    let (arrived, arrivals) = mpsc::channel();
-                    for _ in 1..threads {
-                        let (arrived, queue, work) = (arrived.clone(), &queue, &work);
-                        scope.spawn(move |_| {
-                            let _ = arrived.send(());
-                            queue.empty(work);
-                        });
-                    }
-                    // A thread that begins allocates, and would have to wait for that while pages are
-                    // being mapped.
-                    (1..threads).all(|_| arrivals.recv_timeout(ARRIVAL).is_ok());
-                    here();
-                });
-            });
-        if pool.is_ok() {
-            return queue.result();
-        }
-        // The system has no more threads to give: the caller's own is enough.
-    }
-    here();
-    queue.result()
+    Ready::default().for_each(num_thread, items, watch, work)
 }
 
 /// Items in their order, so that a storage that reads ahead sees what comes.

@@ -3,7 +3,9 @@
 #![allow(clippy::single_range_in_vec_init)] // ranges are what is asked for
 
 use super::{Job, Piece, Way, PAGE};
-use crate::{buffers::Buffers, plan::SEGMENT_LEN, storage::local::LocalFile, watch::Watch};
+use crate::{
+    buffers::Buffers, plan::SEGMENT_LEN, storage::local::LocalFile, threads::Ready, watch::Watch,
+};
 use std::{
     fs::OpenOptions,
     io::{self, Write},
@@ -36,7 +38,15 @@ fn bed(len: usize) -> Bed {
 fn with_job<T>(file: &LocalFile, num_thread: usize, work: impl FnOnce(&Job<'_>) -> T) -> T {
     let (buffers, watch) = (Buffers::default(), Watch::default());
     let (watch, is_cached) = (&watch, num_thread > 1);
-    work(&Job { file, num_thread, segment_len: SEGMENT, is_cached, buffers: &buffers, watch })
+    work(&Job {
+        file,
+        ready: Ready::default(),
+        num_thread,
+        segment_len: SEGMENT,
+        is_cached,
+        buffers: &buffers,
+        watch,
+    })
 }
 
 fn check_ranges(bed: &Bed, way: Way, ranges: &[Range<u64>]) {
@@ -140,6 +150,7 @@ fn the_caller_can_stop_every_way() {
         watch.look();
         let job = Job {
             file: &bed.file,
+            ready: Ready::default(),
             num_thread: 2,
             segment_len: SEGMENT,
             is_cached: true,
@@ -161,6 +172,7 @@ fn every_way_says_how_much_it_has_moved() {
         let buffers = Buffers::default();
         let job = Job {
             file: &bed.file,
+            ready: Ready::default(),
             num_thread: 2,
             segment_len: SEGMENT,
             is_cached: true,

@@ -5,7 +5,7 @@
 //! buffer; where it does not, all of it does.
 
 use super::{read::Read, Job, Piece, Reader, PAGE};
-use crate::{plan::SEGMENT_LEN, storage::local::LocalFile, threads};
+use crate::{plan::SEGMENT_LEN, storage::local::LocalFile};
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// A piece shorter than this is not worth a detour around the page cache.
@@ -18,7 +18,7 @@ impl Reader for Direct {
     /// Falls back to the page cache where the file system refuses.
     fn read(&self, job: &Job<'_>, pieces: Vec<Piece<'_>>) -> io::Result<()> {
         let Some(file) = direct(job) else { return Read.read(job, pieces) };
-        threads::for_each(job.num_thread, pieces, job.watch, |piece| {
+        job.for_each(pieces, |piece| {
             let wanted = piece.wanted as u64;
             read_piece(job, &file, piece)?;
             job.watch.add(wanted);

@@ -1,13 +1,15 @@
 //! A private map, populated in parallel: the page cache is the memory.
 
 use super::{populate::Populating, Job, PAGE};
-use crate::{
-    plan,
-    storage::{local::LocalFile, Source},
-    threads,
-};
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use crate::{plan, storage::local::LocalFile};
+use memmap2::{MmapMut, MmapOptions};
 use std::{io, ops::Range};
+
+/// What is cached is cut so that each thread has so many pieces of it.
+const PIECES_EACH: u64 = 8;
+
+/// The longest of them, in bytes: in pages of 4 KiB it takes a few milliseconds.
+const MAX_CACHED: u64 = 64 << 20;
 
 /// Maps the file and brings the pages of `ranges` into memory and into the page table.
 ///
@@ -26,10 +28,10 @@ pub fn map(job: &Job<'_>, file: &LocalFile, ranges: &[Range<u64>]) -> io::Result
     if ranges.last().is_some_and(|last| last.end > mapped.len() as u64) {
         return Err(shorter());
     }
-    let segments =
-        ranges.iter().flat_map(|range| plan::segments(range.clone(), job.segment_len)).collect();
+    let len = segment_len(job, ranges);
+    let segments = ranges.iter().flat_map(|range| plan::segments(range.clone(), len)).collect();
     let populating = Populating::of(&mapped, job.is_cached);
-    threads::for_each(job.num_thread, segments, job.watch, |segment: Range<u64>| {
+    job.for_each(segments, |segment: Range<u64>| {
         match populating.populate(&segment) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                 return Err(reason(job, &segment));
@@ -40,6 +42,17 @@ pub fn map(job: &Job<'_>, file: &LocalFile, ranges: &[Range<u64>]) -> io::Result
         Ok(())
     })?;
     Ok(mapped)
+}
+
+/// Bytes that a thread populates at a time. In large folios it takes a microsecond for two megabytes,
+/// so that a system call counts; but the threads are to finish together, and to be stopped soon.
+fn segment_len(job: &Job<'_>, ranges: &[Range<u64>]) -> u64 {
+    if !job.is_cached {
+        return job.segment_len;
+    }
+    let wanted: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let share = wanted / (PIECES_EACH * job.num_thread.max(1) as u64);
+    share.next_multiple_of(job.segment_len).min(MAX_CACHED).max(job.segment_len)
 }
 
 /// Why pages cannot be populated, which a read tells: the file has become shorter, or its storage
@@ -54,48 +67,4 @@ fn reason(job: &Job<'_>, segment: &Range<u64>) -> io::Error {
     }
     // Whatever it was, it is over; the pages have not come all the same.
     io::Error::from_raw_os_error(libc::EIO)
-}
-
-/// A map of a file that is only looked at.
-#[derive(Debug)]
-pub struct Residency(Mmap);
-
-impl Residency {
-    /// `None` where nothing can be learnt about the file: the kernel tells only who may write to it.
-    #[must_use]
-    pub fn of(file: &LocalFile) -> Option<Self> {
-        if !file.is_ours() || file.len() == 0 {
-            return None;
-        }
-        // SAFETY: no byte of this mapping is ever read or written.
-        unsafe { MmapOptions::new().map_copy_read_only(file.file()) }.ok().map(Self)
-    }
-
-    /// Which share of `ranges` the page cache holds, judged by `samples` pages, evenly spread.
-    #[must_use]
-    pub fn share(&self, ranges: &[Range<u64>], samples: u64) -> Option<f64> {
-        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let step = (total / samples).max(1);
-        let (mut asked, mut held) = (0u32, 0u32);
-        for offset in ranges.iter().flat_map(|range| range.clone().step_by(step as usize)) {
-            asked += 1;
-            held += u32::from(self.holds(offset)?);
-        }
-        (asked > 0).then(|| f64::from(held) / f64::from(asked))
-    }
-
-    fn holds(&self, offset: u64) -> Option<bool> {
-        let page = offset / PAGE * PAGE;
-        if page >= self.0.len() as u64 {
-            return None;
-        }
-        let mut resident = 0u8;
-        // SAFETY: the page lies in the mapping, whose start is a page's, and mincore writes one
-        // byte for it.
-        let asked = unsafe {
-            let address = self.0.as_ptr().add(page as usize).cast_mut();
-            libc::mincore(address.cast(), 1, &raw mut resident)
-        };
-        (asked == 0).then_some(resident & 1 == 1)
-    }
 }

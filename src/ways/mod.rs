@@ -15,7 +15,13 @@ mod populate;
 pub mod read;
 pub mod uring;
 
-use crate::{buffers::Buffers, plan, storage::Source, watch::Watch};
+use crate::{
+    buffers::Buffers,
+    plan,
+    storage::Source,
+    threads::Ready,
+    watch::{Stopped, Watch},
+};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::{io, ops::Range};
 
@@ -109,6 +115,7 @@ impl Way {
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
     pub file: &'a dyn Source,
+    pub ready: Ready<'a>,
     /// Reads at once, at most.
     pub num_thread: usize,
     /// Bytes of each, at most; a multiple of [`PAGE`].
@@ -117,6 +124,21 @@ pub struct Job<'a> {
     pub is_cached: bool,
     pub buffers: &'a Buffers,
     pub watch: &'a Watch<'a>,
+}
+
+impl Job<'_> {
+    /// Does `work` for every item on its threads, as [`Ready::for_each`].
+    pub fn for_each<T, E>(
+        &self,
+        items: Vec<T>,
+        work: impl Fn(T) -> Result<(), E> + Send + Sync,
+    ) -> Result<(), E>
+    where
+        T: Send,
+        E: From<Stopped> + Send,
+    {
+        self.ready.for_each(self.num_thread, items, self.watch, work)
+    }
 }
 
 /// Bytes of the file that are wanted at an address.

@@ -1,7 +1,7 @@
 //! Parallel reads through the page cache, from any storage.
 
 use super::{Job, Piece, Reader};
-use crate::{storage::Scattered, threads};
+use crate::storage::Scattered;
 use std::io;
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Reader for Read {
                 Piece { offset, bytes, wanted }
             }));
         }
-        threads::for_each(job.num_thread, pieces, job.watch, |piece| {
+        job.for_each(pieces, |piece| {
             job.file.read_exact_at(&mut piece.bytes[..piece.wanted], piece.offset, job.watch)?;
             job.watch.add(piece.wanted as u64);
             Ok(())

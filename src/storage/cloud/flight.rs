@@ -5,7 +5,7 @@
 //! sent, and then one more for each that comes back well.
 
 use super::{line::Line, object::Object};
-use crate::{storage::Scattered, threads, watch::Watch};
+use crate::{processors::processors, storage::Scattered, watch::Watch};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::{
     io,
@@ -48,7 +48,7 @@ pub fn fly(
     watch: &Watch<'_>,
 ) -> io::Result<()> {
     let most = num_thread.min(pieces.len()).max(1);
-    let loops = most.div_ceil(EACH).min(threads::processors()).clamp(1, MAX_LOOPS);
+    let loops = most.div_ceil(EACH).min(processors()).clamp(1, MAX_LOOPS);
     let flight = Flight {
         object,
         queue: Mutex::new(pieces.into_iter()),
