@@ -57,7 +57,7 @@ impl<'a> Residency<'a> {
             let fd = self.file.file().as_raw_fd();
             libc::syscall(CACHESTAT, fd, &raw const range, &raw mut found, 0)
         };
-        asked == 0 && found.nr_cache > 0
+        asked == 0 && found.cached > 0
     }
 
     /// By `mincore(2)`.
@@ -91,21 +91,21 @@ struct CachestatRange {
     len: u64,
 }
 
-/// `struct cachestat` of linux/mman.h.
+/// `struct cachestat` of linux/mman.h: numbers of pages.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Cachestat {
-    nr_cache: u64,
-    nr_dirty: u64,
-    nr_writeback: u64,
-    nr_evicted: u64,
-    nr_recently_evicted: u64,
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use std::{fs, slice::from_ref};
 
     /// In the working directory, whose file system keeps nothing in memory alone.
     fn file(len: usize) -> (tempfile::TempDir, LocalFile) {
@@ -119,7 +119,8 @@ mod tests {
     fn what_the_cache_holds_is_told_by_either_call() {
         let (_dir, file) = file(1 << 20);
         let held = Residency::of(&file).unwrap();
-        assert_eq!(held.share(&[0..1 << 20], 64), Some(1.0));
+        let share = |range: Range<u64>| held.share(from_ref(&range), 64);
+        assert_eq!(share(0..1 << 20), Some(1.0));
         assert_eq!(held.map_holds(4096), Some(true));
         // SAFETY: the descriptor is open, and no memory is passed.
         unsafe {
@@ -128,15 +129,16 @@ mod tests {
             assert_eq!(libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED), 0);
         }
         assert_eq!((held.file_holds(4096), held.map_holds(4096)), (false, Some(false)));
-        assert_eq!(held.share(&[0..1 << 20], 64), Some(0.0));
+        assert_eq!(share(0..1 << 20), Some(0.0));
     }
 
     #[test]
     fn nothing_is_told_of_what_the_file_does_not_have() {
         let (_dir, file) = file(5000);
         let held = Residency::of(&file).unwrap();
-        assert_eq!(held.share(&[4999..5000], 64), Some(1.0));
-        assert_eq!(held.share(&[5000..5001], 64), None);
+        let share = |range: Range<u64>| held.share(from_ref(&range), 64);
+        assert_eq!(share(4999..5000), Some(1.0));
+        assert_eq!(share(5000..5001), None);
         assert_eq!(held.share(&[], 64), None);
     }
 }

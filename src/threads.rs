@@ -181,6 +181,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn threads_that_are_ready_take_part_and_others_are_begun_if_they_are_too_few() {
+        for (count, num_thread) in [(0, 1), (0, 3), (1, 1), (1, 2), (1, 4), (3, 2)] {
+            let started = AtomicUsize::new(0);
+            let used = Mutex::new(HashSet::new());
+            let all = with_ready(count, |ready| {
+                ready.for_each(num_thread, vec![(); num_thread], &Watch::default(), |()| {
+                    started.fetch_add(1, Ordering::Relaxed);
+                    used.lock().unwrap().insert(std::thread::current().id());
+                    // Each waits for all: so many threads there are at once.
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    while started.load(Ordering::Relaxed) < num_thread {
+                        if Instant::now() > deadline {
+                            return Err(Failed::At(num_thread));
+                        }
+                        std::thread::yield_now();
+                    }
+                    Ok(())
+                })
+            });
+            assert_eq!(all, Ok(()), "{count} {num_thread}");
+            assert_eq!(used.into_inner().unwrap().len(), num_thread, "{count} {num_thread}");
+        }
+    }
+
     #[derive(Debug, PartialEq)]
     enum Failed {
         At(usize),
