@@ -58,28 +58,32 @@ def build(structure: str, tensors: Sequence[torch.Tensor]) -> Any:
             as a dict whose key is a list.
     """
     described = json.loads(structure)
-    nodes = {node[0]: node[1:] for node in described["nodes"]}
     made: dict[int, Any] = {}
-    for node_id, (kind, *rest) in nodes.items():
-        if kind in _LEAVES:
-            made[node_id] = _LEAVES[kind](*rest)
+    containers: list[list[Any]] = []
+    holders: dict[int, list[Any]] = {}
+    for node in described["nodes"]:
+        node_id, kind = node[:2]
+        if kind == "T":
+            made[node_id] = tensors[node[2]]
+        elif kind in _LEAVES:
+            made[node_id] = _LEAVES[kind](*node[2:])
         elif kind in _FILLED:
             made[node_id] = _FILLED[kind]()
-        elif kind == "T":
-            made[node_id] = tensors[rest[0]]
-    for node_id in nodes:
-        _make(node_id, nodes, made)
-    for node_id, (kind, *rest) in nodes.items():
-        if kind in _FILLED:
-            _fill(made[node_id], kind, rest[0], made)
-    for node_id, (kind, *rest) in nodes.items():
-        if kind == "o" and rest[1] is not None:
+            containers.append(node)
+        else:
+            holders[node_id] = node[1:]
+    for node_id in holders:
+        _make(node_id, holders, made)
+    for node_id, kind, items, *_ in containers:
+        _fill(made[node_id], kind, items, made)
+    for node_id, kind, _, *attributes in containers:
+        if kind == "o" and attributes[0] is not None:
             # A module's state_dict keeps the versions of its modules there, as `_metadata`.
-            made[node_id].__dict__.update(made[rest[1]])
+            made[node_id].__dict__.update(made[attributes[0]])
     return made[described["root"]]
 
 
-def _make(wanted: int, nodes: dict[int, list[Any]], made: dict[int, Any]) -> None:
+def _make(wanted: int, holders: dict[int, list[Any]], made: dict[int, Any]) -> None:
     """Make a value that cannot be made before what it holds, and so that first."""
     waiting = [wanted]
     while waiting:
@@ -87,7 +91,7 @@ def _make(wanted: int, nodes: dict[int, list[Any]], made: dict[int, Any]) -> Non
         if node_id in made:
             waiting.pop()
             continue
-        kind, *rest = nodes[node_id]
+        kind, *rest = holders[node_id]
         held = rest[0] if kind in "tF" else [rest[0]]
         missing = [child for child in held if child not in made]
         if missing:
