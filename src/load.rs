@@ -157,19 +157,20 @@ pub(crate) fn describe(
 /// Loads what is wanted of `path`.
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
     let file = open(path, request)?;
-    let others = if request.header_only { 0 } else { others(&*file, request.wish.num_thread) };
+    let others = others(&*file, request);
     threads::with_ready(others, |ready| load_from(&*file, path, request, ready))
 }
 
-/// How many threads beside the caller's will be wanted at once if the file is mapped, which takes
-/// hardly longer than it takes threads to begin. Other ways take much longer.
-fn others(file: &dyn Source, num_thread: usize) -> usize {
+/// How many threads beside the caller's will be wanted at once if the file is mapped whole, which
+/// takes hardly longer than it takes threads to begin. Other ways take much longer.
+fn others(file: &dyn Source, request: &Request<'_>) -> usize {
+    let is_whole = request.selection.is_everything() && !request.header_only;
     let is_near = file.local().is_some() && file.file_system().storage != Storage::Remote;
-    if !is_near || file.len() < LARGE {
+    if !is_whole || !is_near || file.len() < LARGE {
         return 0;
     }
     let segments = usize::try_from(file.len() / SEGMENT_LEN).unwrap_or(usize::MAX);
-    processors().min(num_thread).min(segments).saturating_sub(1)
+    processors().min(request.wish.num_thread).min(segments).saturating_sub(1)
 }
 
 fn load_from(
