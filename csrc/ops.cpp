@@ -13,6 +13,7 @@
 
 #include "veturboio/csrc/error.h"
 #include "veturboio/csrc/helper.h"
+#include "veturboio/csrc/saving.h"
 #include "veturboio/csrc/state_dict.h"
 #include "veturboio/csrc/targets.h"
 #include "veturboio/csrc/tensor.h"
@@ -245,11 +246,14 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
   return std::string(calling([&] { return explain(path(file), request, none); }));
 }
 
-void save_op(const TensorDict& state_dict, const std::string& file,
-             const std::optional<StringDict>& metadata, bool force_contiguous,
-             bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
-             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable,
-             bool overwrite, const std::optional<StringDict>& storage_options) {
+void save_as_called(const TensorDict& state_dict, const std::string& file,
+                    const std::optional<StringDict>& metadata, bool force_contiguous,
+                    bool force_save_shared_tensor, bool force_clone_shared_tensor,
+                    std::int64_t num_thread, const std::optional<at::Tensor>& progress,
+                    const MaybeHelper& helper, bool durable, bool overwrite,
+                    const std::optional<StringDict>& storage_options,
+                    const std::optional<TicketPtr>& called) {
+  const TicketPtr ticket = called.has_value() ? *called : c10::make_intrusive<Ticket>();
   StateDict tensors;
   for (const auto& entry : state_dict) {
     const at::Tensor tensor = entry.value();
@@ -272,13 +276,52 @@ void save_op(const TensorDict& state_dict, const std::string& file,
   }
   std::int64_t* const watched = counters(progress);
   const HelperPtr lender = helper_or_own(helper);
-  calling([&] { save(tensors, path(file), request, lender->buffers(), watched); });
+  calling([&] {
+    save(tensors, path(file), request, ticket->ticket(), lender->buffers(), watched);
+  });
+}
+
+void save_op(const TensorDict& state_dict, const std::string& file,
+             const std::optional<StringDict>& metadata, bool force_contiguous,
+             bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
+             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable,
+             bool overwrite, const std::optional<StringDict>& storage_options) {
+  save_as_called(state_dict, file, metadata, force_contiguous, force_save_shared_tensor,
+                 force_clone_shared_tensor, num_thread, progress, helper, durable, overwrite,
+                 storage_options, /*called=*/std::nullopt);
+  for (const rust::String& note : take_notes()) {
+    TORCH_WARN(std::string(note));
+  }
 }
 
 void send_op(const std::string& from, const std::string& file, bool overwrite,
-             const std::optional<StringDict>& storage_options) {
+             const std::optional<StringDict>& storage_options,
+             const std::optional<TicketPtr>& called) {
   const StorageOptions storage = Store{storage_options, {}}.told();
-  calling([&] { send(path(from), path(file), overwrite, storage); });
+  const TicketPtr ticket = called.has_value() ? *called : c10::make_intrusive<Ticket>();
+  calling([&] { send(path(from), path(file), overwrite, storage, ticket->ticket()); });
+}
+
+FilePtr create_file_op(const std::string& file, bool overwrite) {
+  return c10::make_intrusive<File>(calling([&] { return create_file(path(file), overwrite); }));
+}
+
+std::int64_t descriptor_op(const FilePtr& file) { return file->sink().descriptor(); }
+
+void abort_file_op(const FilePtr& file) { file->sink().abort(); }
+
+void commit_file_op(const FilePtr& file) {
+  calling([&] { commit_file(file->sink()); });
+}
+
+TicketPtr ticket_op() { return c10::make_intrusive<Ticket>(); }
+
+std::vector<std::string> take_notes_op() {
+  std::vector<std::string> notes;
+  for (const rust::String& note : take_notes()) {
+    notes.emplace_back(note);
+  }
+  return notes;
 }
 
 HelperPtr init_io_helper_op(std::int64_t nbytes) { return c10::make_intrusive<IOHelper>(nbytes); }
@@ -328,6 +371,9 @@ TORCH_LIBRARY(veturboio, m) {
       .def("close", &IOHelper::close)
       .def_pickle([](const HelperPtr& helper) { return helper->capacity(); },
                   [](std::int64_t capacity) { return c10::make_intrusive<IOHelper>(capacity); });
+
+  m.class_<Ticket>("SaveTicket");
+  m.class_<File>("FileSink");
 
   // The same for C++ programs, to which no class can be handed.
   define(m, "init_io_helper(int nbytes=268435456) -> __torch__.torch.classes.veturboio.IOHelper",
@@ -399,12 +445,41 @@ TORCH_LIBRARY(veturboio, m) {
          "bool overwrite=True, Dict(str, str)? storage_options=None) -> ()",
          &save_op);
 
+  // The same for Python, which takes the ticket when it is called and saves later, and asks for what
+  // there is to tell.
+  define(m,
+         "_save(Dict(str, Tensor) state_dict, str file, *, Dict(str, str)? metadata=None, "
+         "bool force_contiguous=True, bool force_save_shared_tensor=False, "
+         "bool force_clone_shared_tensor=False, int num_thread=32, Tensor? progress=None, "
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True, "
+         "bool overwrite=True, Dict(str, str)? storage_options=None, "
+         "__torch__.torch.classes.veturboio.SaveTicket? ticket=None) -> ()",
+         &save_as_called);
+
   // Sends a file of this machine, as it is, to where an address says.
-  define(
-      m,
-      "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? storage_options=None) "
-      "-> ()",
-      &send_op);
+  define(m,
+         "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? "
+         "storage_options=None, __torch__.torch.classes.veturboio.SaveTicket? ticket=None) -> ()",
+         &send_op);
+
+  // The time of a call: of two saves to one target, the one with the later ticket remains.
+  define(m, "_save_ticket() -> __torch__.torch.classes.veturboio.SaveTicket", &ticket_op);
+
+  // A file of this machine whose bytes Python writes through a descriptor. It takes its place when it
+  // is committed; aborted or dropped, it goes.
+  define(m,
+         "_create_file(str file, *, bool overwrite=True) -> "
+         "__torch__.torch.classes.veturboio.FileSink",
+         &create_file_op);
+  define(m, "_file_descriptor(__torch__.torch.classes.veturboio.FileSink file) -> int",
+         &descriptor_op);
+  define(m, "_abort_file(__torch__.torch.classes.veturboio.FileSink file) -> ()", &abort_file_op);
+  define(m, "_commit_file(__torch__.torch.classes.veturboio.FileSink file) -> ()",
+         &commit_file_op);
+
+  // What the last save on this thread by an operator of Python's has to tell beside its success.
+  // Asking forgets.
+  define(m, "_take_notes() -> str[]", &take_notes_op);
 
   // The free-form strings that a safetensors file holds.
   define(m, "metadata(str file, *, Dict(str, str)? storage_options=None) -> Dict(str, str)",

@@ -21,6 +21,7 @@ use convert::{options, threads, Wanted};
 use failure::{border, failure_kind, take_failure};
 use helper::{agree, new_buffers};
 use interrupts::{ask_for_interrupts, asked, watch};
+use saving::{create_file, keep_notes, new_save_ticket, take_notes, FileSink, SaveTicket};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
 mod convert;
@@ -28,6 +29,7 @@ mod devices;
 mod failure;
 mod helper;
 mod interrupts;
+mod saving;
 
 pub(crate) use bridge::Tensor;
 
@@ -226,12 +228,32 @@ pub(crate) mod bridge {
             tensors: &StateDict,
             file: &[u8],
             request: &SaveRequest,
+            ticket: &SaveTicket,
             buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<()>;
 
         /// Sends a file of this machine to where `file` says.
-        fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> Result<()>;
+        fn send(
+            from: &[u8],
+            file: &[u8],
+            overwrite: bool,
+            storage: &StorageOptions,
+            ticket: &SaveTicket,
+        ) -> Result<()>;
+
+        /// The time of a call.
+        type SaveTicket;
+        fn new_save_ticket() -> Box<SaveTicket>;
+        /// What the last save on this thread has to tell beside its success. Asking forgets.
+        fn take_notes() -> Vec<String>;
+
+        /// A file of this machine whose bytes are written through a descriptor.
+        type FileSink;
+        fn create_file(file: &[u8], overwrite: bool) -> Result<Box<FileSink>>;
+        fn descriptor(self: &FileSink) -> i32;
+        fn abort(self: &FileSink);
+        fn commit_file(file: &FileSink) -> Result<()>;
 
         /// The memory of an IOHelper.
         type Buffers;
@@ -402,6 +424,7 @@ unsafe fn save(
     tensors: &StateDict,
     file: &[u8],
     request: &SaveRequest,
+    ticket: &SaveTicket,
     buffers: &Buffers,
     progress: *mut i64,
 ) -> Result<()> {
@@ -417,16 +440,31 @@ unsafe fn save(
             .durable(request.durable)
             .overwrite(request.overwrite)
             .storage(options(&request.storage));
-        saving.write(tensors, path, buffers, &watch)
+        saving.write(tensors, path, buffers, &ticket.0, &watch)?;
+        keep_notes(&watch);
+        Ok(())
     })
 }
 
-fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> Result<()> {
-    let watch = Watch::new(None, asked());
+fn send(
+    from: &[u8],
+    file: &[u8],
+    overwrite: bool,
+    storage: &StorageOptions,
+    ticket: &SaveTicket,
+) -> Result<()> {
+    let (options, watch) = (options(storage), Watch::new(None, asked()));
     border("save", file, |path| {
         let from = Path::new(OsStr::from_bytes(from));
-        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options(storage), &watch)
+        let ticket = &ticket.0;
+        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options, ticket, &watch)?;
+        keep_notes(&watch);
+        Ok(())
     })
+}
+
+fn commit_file(file: &FileSink) -> Result<()> {
+    saving::commit_file(file, &Watch::new(None, asked()))
 }
 
 fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {

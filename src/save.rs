@@ -11,7 +11,7 @@ use crate::{
     },
     load::DEFAULT_NUM_THREAD,
     share::{self, View},
-    storage::{self, Creation},
+    storage::{self, order::Ticket, Creation},
     tensors::{StateDict, Tensor},
     watch::Watch,
     writer::{Item, Layout, Writer},
@@ -146,12 +146,14 @@ impl SaveOptions {
         self
     }
 
-    /// Writes `tensors` to `path`; what must be gathered passes through `buffers`.
+    /// Writes `tensors` to `path`; what must be gathered passes through `buffers`. `ticket` is of
+    /// the time of the call.
     pub(crate) fn write(
         &self,
         tensors: &dyn StateDict,
         path: &Path,
         buffers: &Buffers,
+        ticket: &Ticket,
         watch: &Watch<'_>,
     ) -> Result<()> {
         if self.num_thread == 0 {
@@ -191,6 +193,9 @@ impl SaveOptions {
         let &Self { durable, overwrite, .. } = self;
         let creation = Creation { len: end, durable, overwrite };
         let sink = storage::create(path, creation, &self.storage, watch)?;
+        if ticket.is_overtaken(&sink.target()) {
+            return storage::overtaken(&*sink, path);
+        }
         let header = header.bytes;
         let file = Layout { tensors, views: &views, header: &header, items: &items };
         let writers = sink.writers(self.num_thread);
@@ -206,7 +211,7 @@ impl SaveOptions {
         let limit = buffers.room_for(kind, writers as u64);
         let ring = Ring { buffers, kind, limit, allocate: &allocate };
         Writer { file, sink: &*sink, path, ring: &ring, watch }.write_all(writers)?;
-        sink.commit(watch)
+        storage::commit(sink, path, ticket, watch)
     }
 
     fn describe(&self, tensors: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {

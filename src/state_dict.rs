@@ -12,7 +12,7 @@ use crate::{
     save::SaveOptions,
     select::Selection,
     slice::Cut,
-    storage::{self, FIRST_OF_HEADER},
+    storage::{self, order::Ticket, FIRST_OF_HEADER},
     watch::Watch,
     ways::Way,
 };
@@ -247,6 +247,7 @@ impl SaveOptions {
         N: AsRef<str>,
         T: Borrow<tch::Tensor>,
     {
+        let ticket = Ticket::new();
         let mut state_dict = bridge::new_state_dict();
         for (name, tensor) in tensors {
             let pointer = tensor.borrow().as_ptr().cast::<Tensor>();
@@ -254,6 +255,7 @@ impl SaveOptions {
             // `push` copies the reference.
             unsafe { state_dict.pin_mut().push(name.as_ref(), pointer) };
         }
-        self.write(&*state_dict, file.as_ref(), &Buffers::default(), &Watch::default())
+        let watch = Watch::default();
+        self.write(&*state_dict, file.as_ref(), &Buffers::default(), &ticket, &watch)
     }
 }

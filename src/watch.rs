@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         atomic::{AtomicBool, AtomicI64, Ordering},
-        Mutex,
+        Mutex, PoisonError,
     },
     thread::{self, ThreadId},
     time::{Duration, Instant},
@@ -43,6 +43,8 @@ pub struct Watch<'a> {
     stopped: AtomicBool,
     /// When that was asked.
     looked: Mutex<Option<Instant>>,
+    /// What the caller is to be told of work that succeeded.
+    notes: Mutex<Vec<String>>,
 }
 
 impl<'a> Watch<'a> {
@@ -72,6 +74,16 @@ impl<'a> Watch<'a> {
         if let Some([done, of]) = self.counters {
             done.store(of.load(Ordering::Relaxed), Ordering::Relaxed);
         }
+    }
+
+    /// Tells the caller something that is no failure.
+    pub fn note(&self, words: impl FnOnce() -> String) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(words());
+    }
+
+    /// What was noted, in the order in which it was.
+    pub fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Asks whether to stop, on the caller's thread and nowhere else; now and then, since the answer

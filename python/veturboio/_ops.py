@@ -8,6 +8,8 @@ children of ``OSError`` are made here, with the errno.
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,12 +59,45 @@ def save(
     **options: Any,
 ) -> None:
     """Save a state_dict as a safetensors file; the options are the operator's."""
-    _call("save", file, state_dict, _path(file), **options)
+    _call("_save", file, state_dict, _path(file), **options)
+    _tell_notes()
 
 
 def send(source: str, file: str, **options: Any) -> None:
     """Send a file of this machine, as it is, to where an address says."""
     _call("_send", file, _path(source), _path(file), **options)
+    _tell_notes()
+
+
+def save_ticket() -> Any:
+    """Take the time of a call: of two saves to one target, the later ticket's remains."""
+    return _call("_save_ticket", "a save")
+
+
+class NewFile:
+    """A file of this machine that takes the place of ``file`` once it is committed.
+
+    Raises:
+        OSError: the system refuses the file; the class follows the errno.
+        ArgumentError: the path names what is no regular file.
+    """
+
+    def __init__(self, file: str, overwrite: bool) -> None:
+        self._name = file
+        self._sink = _call("_create_file", file, _path(file), overwrite=overwrite)
+
+    def fileno(self) -> int:
+        """Return the descriptor that its bytes are to be written to."""
+        return _call("_file_descriptor", self._name, self._sink)  # type: ignore[no-any-return]
+
+    def commit(self) -> None:
+        """Put it in its place, synced, unless a save that was called later has done so."""
+        _call("_commit_file", self._name, self._sink)
+        _tell_notes()
+
+    def abort(self) -> None:
+        """Drop it; nothing happens after ``commit``."""
+        _call("_abort_file", self._name, self._sink)
 
 
 def explain(file: str, **options: Any) -> str:
@@ -107,6 +142,20 @@ def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
     # Raised out here, and kept in no variable: an exception that its own traceback reaches
     # would keep the caller's tensors alive until the next garbage collection.
     raise _exception(kind, errno, tensor, reason, text, file)
+
+
+def _tell_notes() -> None:
+    """Warn of what a save that succeeded has to tell, at the line that called this package."""
+    if torch._C._get_tracing_state() is not None:  # which knows no operator that returns strings
+        return
+    notes = torch.ops.veturboio._take_notes()
+    if not notes:
+        return
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame, level = frame.f_back, level + 1
+    for note in notes:
+        warnings.warn(note, stacklevel=level)
 
 
 def _path(file: str) -> str | bytes:

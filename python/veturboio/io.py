@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ import torch
 
 from veturboio import _ops
 from veturboio import placement as place
-from veturboio.background import Save, snapshot, start
+from veturboio.background import Save, done, snapshot, start
 from veturboio.errors import ArgumentError, FormatError, UnknownNameError
 from veturboio.placement import MapLocation
 from veturboio.progress import Progress, watched
@@ -231,6 +232,17 @@ def save_file(
     disk: whatever fails, the old file stays as it was. The caller's dict is not changed. A large
     file is written past the page cache, and the next load finds it on the disk.
 
+    A file that is replaced passes on its mode, owner, group, access control list and extended
+    attributes, as far as the user may set them. Its other names (hard links) keep what it was, and
+    a warning says so. A file that can be written but not replaced (a mount point, somebody else's
+    in a sticky directory, one in a directory without the right to write) is written in place once
+    all bytes are on this machine, beside it or in ``TMPDIR``: a warning says so, since a crash
+    meanwhile leaves it damaged.
+
+    Of several saves of a process to one target, whatever it is called, the last one called
+    remains, also where an earlier one goes on in the background and ends later: that one then ends
+    well without writing, or with FileExistsError under ``overwrite=False``.
+
     Args:
         state_dict: tensors by name.
         file: path of the file, or the address of an object, which appears whole or not at all
@@ -271,6 +283,7 @@ def save_file(
     _refuse("use_cipher", _wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
     _check_mapping(path, "state_dict", state_dict, torch.Tensor)
+    _refuse_uninitialized(path, state_dict)
     if metadata is not None:
         _check_mapping(path, "metadata", metadata, str)
     options = {
@@ -284,17 +297,23 @@ def save_file(
         "storage_options": _options(storage_options),
     }
 
-    def save(tensors: Mapping[str, torch.Tensor]) -> None:
+    def save(tensors: Mapping[str, torch.Tensor], ticket: Any = None) -> None:
         with watched(progress) as counters:
-            _ops.save(tensors, path, progress=counters, **options)
+            _ops.save(tensors, path, progress=counters, ticket=ticket, **options)
 
     if wait:
         save(state_dict)
         return None
+    ticket = _ops.save_ticket()
     # Where that is now, wherever the program goes meanwhile.
     if path and not _is_address(path):
         path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
-    return start(partial(save, snapshot(state_dict)))
+    copies = snapshot(state_dict)
+    if copies is None:
+        # Refused now, in the words of a save that is waited for: what cannot be copied may have
+        # become something else when a thread comes to it.
+        return done(partial(save, dict(state_dict), ticket))
+    return start(partial(save, copies, ticket))
 
 
 def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -338,6 +357,16 @@ def _check_mapping(
         if not isinstance(value, values):
             found, wanted = type(value).__name__, values.__name__
             raise TypeError(f"{action} {path}: {what}[{name!r}] is not a {wanted} but a {found}")
+
+
+def _refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Refuse parameters and buffers of lazy modules: to the core they are empty tensors."""
+    for name, tensor in state_dict.items():
+        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+            shown, quoted = _ops.shown(path), json.dumps(name, ensure_ascii=False)
+            raise ArgumentError(
+                f"save {shown}: tensor {quoted}: has no shape before its lazy module is called"
+            )
 
 
 def _wants_cipher(use_cipher: bool | None) -> bool:

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{said, Error, Result},
-    storage::{Creation, Sink},
+    storage::{order, Creation, Sink},
     watch::Watch,
 };
 use bytes::Bytes;
@@ -276,6 +276,17 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Sink for Upload {
+    fn target(&self) -> order::Target {
+        let name = self.name.to_string_lossy();
+        let name = name.split_once("://").map_or(&*name, |(_, rest)| rest);
+        let origin = self.lines.recipe.origin.trim_end_matches('/');
+        order::Target::Object(format!("{origin} {name}"))
+    }
+
+    fn overwrites(&self) -> bool {
+        self.overwrite
+    }
+
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.write_part(bytes.to_vec(), offset, &Watch::default())
     }
