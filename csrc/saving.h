@@ -4,7 +4,10 @@
 
 #include <torch/custom_class.h>
 
+#include <utility>
+
 #include "rust/cxx.h"
+#include "veturboio/csrc/error.h"
 #include "veturboio/src/ffi.rs.h"
 
 namespace veturboio::core {
@@ -12,7 +15,7 @@ namespace veturboio::core {
 // Of two saves to one target, the one with the later ticket is what remains.
 class Ticket final : public torch::CustomClassHolder {
  public:
-  Ticket() : ticket_(new_save_ticket()) {}
+  Ticket() : ticket_(calling([] { return new_save_ticket(); })) {}
 
   const SaveTicket& ticket() const { return *ticket_; }
 

@@ -244,7 +244,7 @@ pub(crate) mod bridge {
 
         /// The time of a call.
         type SaveTicket;
-        fn new_save_ticket() -> Box<SaveTicket>;
+        fn new_save_ticket() -> Result<Box<SaveTicket>>;
         /// What the last save on this thread has to tell beside its success. Asking forgets.
         fn take_notes() -> Vec<String>;
 

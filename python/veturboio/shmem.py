@@ -58,7 +58,8 @@ def load_to_shmem(
         # Reserved now: a full file system would otherwise fault in the middle of a write.
         with Path("/dev/shm", shmem.name).open("r+b") as segment:
             os.posix_fallocate(segment.fileno(), 0, shmem.size)
-        content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
+        with torch._C.DisableTorchFunction():  # whatever modes the caller has
+            content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
         try:
             _ops.load_bytes(
                 path,

@@ -10,7 +10,6 @@ use crate::{
 };
 use std::{
     cell::RefCell,
-    ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -23,8 +22,8 @@ thread_local! {
 /// The time of a call, by which later saves to the same target are told from earlier ones.
 pub(crate) struct SaveTicket(pub(super) Ticket);
 
-pub(super) fn new_save_ticket() -> Box<SaveTicket> {
-    Box::new(SaveTicket(Ticket::new()))
+pub(super) fn new_save_ticket() -> Result<Box<SaveTicket>> {
+    border("save", b"a ticket", |_| Ok(Box::new(SaveTicket(Ticket::new()))))
 }
 
 /// Keeps what a save has noted for whoever asks on this thread; what an earlier one noted goes.
@@ -81,7 +80,7 @@ pub(super) fn commit_file(file: &FileSink, watch: &Watch<'_>) -> Result<()> {
             return Err(Error::argument("save", path, "the file is committed or aborted already"));
         };
         let sink: Box<dyn Sink> = sink;
-        storage::commit(sink, Path::new(OsStr::new(path)), &file.ticket, watch)?;
+        storage::commit(sink, path, &file.ticket, watch)?;
         keep_notes(watch);
         Ok(())
     })

@@ -13,6 +13,7 @@ import cloudserver
 import pytest
 import torch
 from cloudserver import Store
+from test_background import begin_later
 
 import veturboio
 
@@ -133,6 +134,39 @@ def test_overwrite_false(store: Store) -> None:
         with pytest.raises(FileExistsError, match=address):
             veturboio.save_file(STATE, address, overwrite=False, storage_options=options)
         assert_same(veturboio.load(address, storage_options=options), state)
+
+
+@pytest.mark.parametrize("size", [3, 9_000_000], ids=["whole", "in parts"])
+@pytest.mark.parametrize("later", ["save_file", "background", "save_pt"])
+def test_the_last_save_called_remains(
+    store: Store, monkeypatch: pytest.MonkeyPatch, size: int, later: str
+) -> None:
+    address, options = "s3://bucket/ordered", {"storage_options": store.options}
+    first = {"w": torch.zeros(size, dtype=torch.int32), "step": torch.tensor([1])}
+    with monkeypatch.context() as patch:
+        begin = begin_later(patch)
+        veturboio.save_file(first, address, wait=False, **options)
+    second = {"step": torch.tensor([2])}
+    if later == "save_file":
+        veturboio.save_file(second, address, **options)
+    elif later == "background":
+        veturboio.save_file(second, address, wait=False, **options).result()
+    else:
+        veturboio.save_pt(second, address, **options)
+    begin().result()
+    assert_same(veturboio.load(address, **options), second)
+    assert store.uploads() == []
+
+
+def test_saves_to_an_object_that_race_end_in_order(store: Store) -> None:
+    address, options = "s3://bucket/raced", {"storage_options": store.options}
+    for _ in range(3):
+        large = {"w": torch.zeros(9_000_000, dtype=torch.int32), "step": torch.tensor([1])}
+        first = veturboio.save_file(large, address, wait=False, **options)
+        second = {"step": torch.tensor([2])}
+        veturboio.save_file(second, address, **options)
+        first.result()
+        assert_same(veturboio.load(address, **options), second)
 
 
 def test_overwrite_false_for_files(tmp_path: Path) -> None:

@@ -128,6 +128,91 @@ def test_overwrite_false_refuses_what_is_there(tmp_path: Path, sfcs: Callable[..
     assert (tmp_path / "root/model").read_bytes() == b"old"
 
 
+#: Somebody else's file comes while ours is written: its writes are short, and so are many.
+MEANWHILE = """
+path = os.environ["STANDIN_ROOT"] + "/model"
+def theirs(done, of):
+    if not os.path.exists(path):
+        with open(path, "wb") as file:
+            file.write(b"theirs")
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"STANDIN_STRICT": "1"}, {"STANDIN_LAX": "1"}])
+def test_overwrite_false_refuses_what_comes_meanwhile(
+    tmp_path: Path, sfcs: Callable[..., str], environment: dict[str, str]
+) -> None:
+    """Whether a rename replaces a file, or not, and whether the library knows O_EXCL, or not."""
+    code = "veturboio.save_file(a, 'sfcs://model', overwrite=False, progress=theirs)"
+    told = sfcs(MEANWHILE + refused(code), **environment)
+    assert told.startswith("FileExistsError [Errno 17] save sfcs://model: File exists")
+    assert (tmp_path / "root/model").read_bytes() == b"theirs"
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"STANDIN_STRICT": "1"}, {"STANDIN_LAX": "1"}])
+def test_overwrite_false_makes_a_new_file(
+    tmp_path: Path, sfcs: Callable[..., str], environment: dict[str, str]
+) -> None:
+    code = "veturboio.save_file(a, NAME, overwrite=False)\n"
+    told = sfcs(f"NAME = 'sfcs://model'\n{code}{SAME}" + refused(code.strip()), **environment)
+    assert told.startswith("FileExistsError")
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"STANDIN_STRICT": "1"}])
+def test_of_many_that_make_a_file_one_does(
+    tmp_path: Path, sfcs: Callable[..., str], environment: dict[str, str]
+) -> None:
+    code = """
+import threading
+made = []
+def work(number):
+    try:
+        veturboio.save_file({"n": torch.tensor([number])}, "sfcs://model", overwrite=False)
+        made.append(number)
+    except FileExistsError:
+        pass
+threads = [threading.Thread(target=work, args=[number]) for number in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(made) == 1, made
+assert int(veturboio.load("sfcs://model")["n"]) == made[0]
+"""
+    sfcs(code, **environment)
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("function", ["cfsOpenFileAcc", "cfsRename", "cfsCloseFile"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_new_file_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, sfcs: Callable[..., str], function: str, after: int
+) -> None:
+    told = sfcs(
+        refused("veturboio.save_file(a, 'sfcs://model', overwrite=False)"),
+        STANDIN_FAIL=function,
+        STANDIN_AFTER=str(after),
+    )
+    assert not told or "OSError [Errno 5] save sfcs://model: SFCS: " in told
+    left = [path.name for path in (tmp_path / "root").iterdir()]
+    assert left in ([], ["model"])
+    if left:
+        loaded = veturboio.load(tmp_path / "root/model")
+        assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+
+
+def test_the_last_save_called_remains(tmp_path: Path, sfcs: Callable[..., str]) -> None:
+    code = """
+for later in ("sfcs://model", "sfcs:///model", "sfcs://x/../model", "/model"):
+    first = veturboio.save_file(a, "sfcs://model", wait=False)
+    veturboio.save_file({"step": torch.tensor([2])}, later)
+    first.result()
+    assert list(veturboio.load("sfcs://model")) == ["step"], later
+"""
+    (tmp_path / "root/x").mkdir(parents=True, exist_ok=True)
+    sfcs(code, VETURBOIO_USE_SFCS_SDK="1")
+
+
 def test_a_failing_read_is_told(tmp_path: Path, sfcs: Callable[..., str]) -> None:
     veturboio.save_file(STATE, tmp_path / "root/model")
     code = refused("veturboio.load('sfcs://model')")

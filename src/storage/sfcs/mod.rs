@@ -16,7 +16,7 @@ use crate::{
 };
 use library::{connection, Connection, Handle, Info};
 use std::{
-    ffi::{CString, OsStr},
+    ffi::{CStr, CString, OsStr},
     fmt, io,
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
@@ -218,7 +218,7 @@ impl SfcsSink {
             };
         }
         match Handle::create_new(&self.connection, &self.target) {
-            Ok(handle) => handle.close()?,
+            Ok(handle) => self.closed(handle, &self.target)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists || self.is_taken()? => {
                 return Err(exists());
             }
@@ -242,13 +242,20 @@ impl SfcsSink {
     /// Finds out whether a rename replaces a file, by renaming the finished file over an empty one.
     fn renaming_replaces(&mut self) -> io::Result<bool> {
         let empty = self.temporary_with(b".new")?;
-        Handle::create(&self.connection, &empty)?.close()?;
+        self.closed(Handle::create(&self.connection, &empty)?, &empty)?;
         if self.connection.rename(&self.temporary, &empty).is_ok() {
             self.temporary = empty;
             return Ok(true);
         }
         self.connection.delete(&empty)?;
         Ok(false)
+    }
+
+    /// Closes an empty file that was made here, which goes if that fails.
+    fn closed(&self, handle: Handle, path: &CStr) -> io::Result<()> {
+        handle.close().inspect_err(|_| {
+            let _ = self.connection.delete(path);
+        })
     }
 
     fn temporary_with(&self, suffix: &[u8]) -> io::Result<CString> {

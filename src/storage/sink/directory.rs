@@ -61,8 +61,8 @@ impl Status {
         self.0.st_gid
     }
 
-    pub fn links(&self) -> u64 {
-        self.0.st_nlink as u64
+    pub fn links(&self) -> libc::nlink_t {
+        self.0.st_nlink
     }
 
     /// Device and inode, which together are the file.
@@ -182,6 +182,17 @@ pub fn open_for_writing(path: &Path) -> io::Result<File> {
     // A pipe that has taken the file's place would wait for a reader.
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_NONBLOCK;
     open_at(libc::AT_FDCWD, &c_path(path.as_os_str().as_bytes())?, flags, 0o600).map(File::from)
+}
+
+/// Makes a file that lies in memory.
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: the name ends with a NUL; a descriptor that is returned belongs to nobody else.
+    unsafe {
+        match libc::memfd_create(c"veturboio".as_ptr(), libc::MFD_CLOEXEC) {
+            fd if fd >= 0 => Ok(File::from_raw_fd(fd)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
 /// Whether the process may write to what `path` names.

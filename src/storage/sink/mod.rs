@@ -32,7 +32,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::{FileExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -51,6 +51,8 @@ const PRIVATE: u32 = 0o600;
 /// Where Linux tells whether it follows any symbolic link.
 const LINKS_ARE_PROTECTED: &str = "/proc/sys/fs/protected_symlinks";
 
+const MOVED: &str = "another file took its place meanwhile";
+
 /// A file in the making.
 #[derive(Debug)]
 pub struct LocalSink {
@@ -60,6 +62,8 @@ pub struct LocalSink {
     temporary: Temporary,
     /// The same file, opened past the page cache, where that is worth it.
     direct: Option<File>,
+    /// What is to be replaced, as it was when the save began.
+    old: Option<OwnedFd>,
     /// The target itself, where it is known already that it can only be written in place.
     in_place: Option<File>,
     creation: Creation,
@@ -91,6 +95,7 @@ impl LocalSink {
             target,
             temporary,
             direct: None,
+            old: None,
             in_place: None,
             creation,
         };
@@ -101,6 +106,7 @@ impl LocalSink {
         let file = sink.temporary.file();
         if sink.target.found.is_some() {
             attributes::restrict(file).map_err(failed)?;
+            sink.old = sink.target.open_entry().map_err(failed)?;
         }
         allocate(file, len).map_err(|error| sink.failed(error))?;
         // What shall not be on the disk yet is best left to the page cache.
@@ -128,8 +134,9 @@ impl LocalSink {
         };
         let (directory, name) = (&self.target.directory, &self.target.name);
         let refused = if self.creation.overwrite {
-            let links = match directory.open_entry(name)? {
-                Some(old) => replaced(&old, self.temporary.file())?,
+            let now = self.target.open_entry()?;
+            let links = match now.as_ref().or(self.old.as_ref()) {
+                Some(old) => replaced(old, self.temporary.file())?,
                 None => 0,
             };
             match directory.rename(temporary, name) {
@@ -176,14 +183,17 @@ impl LocalSink {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
         let opened;
-        let to = match &self.in_place {
-            Some(file) => file,
-            None => {
-                opened = open_in_place(&self.name, found.as_ref())
-                    .map_err(|error| refused.unwrap_or(error))?;
-                &opened
-            }
+        let to = if let Some(file) = &self.in_place {
+            file
+        } else {
+            opened = open_in_place(&self.name, found.as_ref())
+                .map_err(|error| refused.unwrap_or(error))?;
+            &opened
         };
+        let is_there = found.as_ref().map(Status::id) == Some(Status::of_open(to)?.id());
+        if !is_there {
+            return Err(said(libc::EBUSY, MOVED));
+        }
         in_place::write(from, to, durable)?;
         watch.note(|| {
             self.told(
@@ -313,13 +323,16 @@ fn open_in_place(path: &Path, found: Option<&Status>) -> io::Result<File> {
     let file = directory::open_for_writing(path)?;
     let opened = Status::of_open(&file)?;
     if !opened.is_file() || found.is_some_and(|found| found.id() != opened.id()) {
-        return Err(said(libc::EBUSY, "another file took its place meanwhile"));
+        return Err(said(libc::EBUSY, MOVED));
+    }
+    if FileSystem::is_of_the_kernel(&file) {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
     }
     Ok(file)
 }
 
 /// Has the new file be what the old one is to its users; returns how many names the old one has.
-fn replaced(old: &std::os::fd::OwnedFd, new: &File) -> io::Result<u64> {
+fn replaced(old: &OwnedFd, new: &File) -> io::Result<libc::nlink_t> {
     let status = Status::of_open(old)?;
     if !status.is_file() {
         return Ok(0);
@@ -328,7 +341,7 @@ fn replaced(old: &std::os::fd::OwnedFd, new: &File) -> io::Result<u64> {
     Ok(status.links())
 }
 
-fn still_linked(others: u64) -> String {
+fn still_linked(others: libc::nlink_t) -> String {
     let (names, keep) = if others == 1 { ("name", "keeps") } else { ("names", "keep") };
     format!("{others} other {names} of the file (hard links) {keep} what it was before")
 }

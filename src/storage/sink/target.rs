@@ -10,7 +10,12 @@ use super::{
     directory::{self, c_path, Directory, Status},
     LINKS_ARE_PROTECTED,
 };
-use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::Path,
+};
 
 /// Symbolic links followed before a chain of them is taken for a circle, as Linux does.
 const MAX_LINKS: usize = 40;
@@ -56,6 +61,11 @@ impl Target {
     /// The entry as it is now.
     pub fn entry(&self) -> io::Result<Option<Status>> {
         self.directory.entry(&self.name)
+    }
+
+    /// The same, open for what may be asked of it by descriptor.
+    pub fn open_entry(&self) -> io::Result<Option<OwnedFd>> {
+        self.directory.open_entry(&self.name)
     }
 
     /// Whether renaming over the file is known to be refused: it is a mount point, or somebody

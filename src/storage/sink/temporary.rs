@@ -1,6 +1,9 @@
 //! The file that a save writes to before it is put in the target's place.
 
-use super::{directory::Directory, target::Target};
+use super::{
+    directory::{self, Directory},
+    target::Target,
+};
 use crate::error::said;
 use std::{
     ffi::{CStr, CString},
@@ -19,6 +22,8 @@ pub struct Temporary {
     file: File,
     /// Its name beside the target; none for a file without a name elsewhere.
     name: Option<CString>,
+    /// The process whose it is: a forked child must not remove what its parent writes.
+    process: u32,
 }
 
 impl Temporary {
@@ -27,7 +32,7 @@ impl Temporary {
         for _ in 0..MAX_NAMES {
             let name = new_name();
             match target.directory.create(&name, mode) {
-                Ok(file) => return Ok(Self { file, name: Some(name) }),
+                Ok(file) => return Ok(Self::of(file, Some(name))),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -35,10 +40,16 @@ impl Temporary {
         Err(io::Error::from_raw_os_error(libc::EEXIST))
     }
 
-    /// Makes one without a name in the directory for temporary files.
+    /// Makes one without a name in the directory for temporary files, or in memory where that
+    /// takes none either.
     pub fn elsewhere() -> io::Result<Self> {
-        let file = tempfile::tempfile().map_err(|error| self::elsewhere(&error))?;
-        Ok(Self { file, name: None })
+        let file = tempfile::tempfile()
+            .or_else(|error| directory::memory_file().map_err(|_| elsewhere(&error)))?;
+        Ok(Self::of(file, None))
+    }
+
+    fn of(file: File, name: Option<CString>) -> Self {
+        Self { file, name, process: process::id() }
     }
 
     pub fn file(&self) -> &File {
@@ -55,7 +66,7 @@ impl Temporary {
     }
 
     pub fn remove_from(&mut self, directory: &Directory) {
-        if let Some(name) = self.name.take() {
+        if let Some(name) = self.name.take().filter(|_| self.process == process::id()) {
             // Nobody can be told; the next save has another name.
             let _ = directory.remove(&name);
         }
@@ -68,7 +79,8 @@ pub fn elsewhere(error: &io::Error) -> io::Error {
     let words = io::Error::from_raw_os_error(errno).to_string();
     let words = words.split(" (os error").next().unwrap_or_default();
     let directory = std::env::temp_dir();
-    said(errno, format!("a temporary file in {}: {words}", directory.display()))
+    let directory = directory.display();
+    said(errno, format!("a temporary file in {directory} (TMPDIR names another place): {words}"))
 }
 
 fn new_name() -> CString {
