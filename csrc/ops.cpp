@@ -276,9 +276,8 @@ void save_as_called(const TensorDict& state_dict, const std::string& file,
   }
   std::int64_t* const watched = counters(progress);
   const HelperPtr lender = helper_or_own(helper);
-  calling([&] {
-    save(tensors, path(file), request, ticket->ticket(), lender->buffers(), watched);
-  });
+  calling(
+      [&] { save(tensors, path(file), request, ticket->ticket(), lender->buffers(), watched); });
 }
 
 void save_op(const TensorDict& state_dict, const std::string& file,
@@ -445,8 +444,8 @@ TORCH_LIBRARY(veturboio, m) {
          "bool overwrite=True, Dict(str, str)? storage_options=None) -> ()",
          &save_op);
 
-  // The same for Python, which takes the ticket when it is called and saves later, and asks for what
-  // there is to tell.
+  // The same for Python, which takes the ticket when it is called and saves later, and asks for
+  // what there is to tell.
   define(m,
          "_save(Dict(str, Tensor) state_dict, str file, *, Dict(str, str)? metadata=None, "
          "bool force_contiguous=True, bool force_save_shared_tensor=False, "
@@ -465,8 +464,8 @@ TORCH_LIBRARY(veturboio, m) {
   // The time of a call: of two saves to one target, the one with the later ticket remains.
   define(m, "_save_ticket() -> __torch__.torch.classes.veturboio.SaveTicket", &ticket_op);
 
-  // A file of this machine whose bytes Python writes through a descriptor. It takes its place when it
-  // is committed; aborted or dropped, it goes.
+  // A file of this machine whose bytes Python writes through a descriptor. It takes its place when
+  // it is committed; aborted or dropped, it goes.
   define(m,
          "_create_file(str file, *, bool overwrite=True) -> "
          "__torch__.torch.classes.veturboio.FileSink",
@@ -474,8 +473,7 @@ TORCH_LIBRARY(veturboio, m) {
   define(m, "_file_descriptor(__torch__.torch.classes.veturboio.FileSink file) -> int",
          &descriptor_op);
   define(m, "_abort_file(__torch__.torch.classes.veturboio.FileSink file) -> ()", &abort_file_op);
-  define(m, "_commit_file(__torch__.torch.classes.veturboio.FileSink file) -> ()",
-         &commit_file_op);
+  define(m, "_commit_file(__torch__.torch.classes.veturboio.FileSink file) -> ()", &commit_file_op);
 
   // What the last save on this thread by an operator of Python's has to tell beside its success.
   // Asking forgets.

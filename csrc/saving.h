@@ -1,5 +1,5 @@
-// Classes that take part in a save from Python: the time of its call, and a file that Python writes the
-// bytes of.
+// Classes that take part in a save from Python: the time of its call, and a file that Python writes
+// the bytes of.
 #pragma once
 
 #include <torch/custom_class.h>

@@ -362,7 +362,7 @@ def _check_mapping(
 def _refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Refuse parameters and buffers of lazy modules: to the core they are empty tensors."""
     for name, tensor in state_dict.items():
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             shown, quoted = _ops.shown(path), json.dumps(name, ensure_ascii=False)
             raise ArgumentError(
                 f"save {shown}: tensor {quoted}: has no shape before its lazy module is called"

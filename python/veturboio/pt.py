@@ -55,13 +55,13 @@ def save_pt(
         ticket = _ops.save_ticket()
         with _temporary(state_dict, path) as whole:
             source = f"/proc/self/fd/{whole.fileno()}"
-            options = {"overwrite": overwrite, "storage_options": options, "ticket": ticket}
-            _ops.send(source, path, **options)
+            told = {"overwrite": overwrite, "storage_options": options, "ticket": ticket}
+            _ops.send(source, path, **told)
         return
     new = _ops.NewFile(path, overwrite)
     try:
-        with open(new.fileno(), "wb", closefd=False) as file_object:  # noqa: PTH123 - a descriptor
-            _pickle(state_dict, file_object)
+        with open(new.fileno(), "wb", closefd=False) as whole:
+            _pickle(state_dict, whole)
     except OSError as error:
         new.abort()
         number = error.errno or errno.EIO

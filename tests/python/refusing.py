@@ -19,7 +19,9 @@ def library(directory: Path) -> Path:
     made = directory / "refuse.so"
     flags = ["-std=gnu17", "-O1", "-Wall", "-Wextra", "-Werror"]
     source = ROOT / "tests/syscalls/refuse.c"
-    subprocess.run(["cc", *flags, "-shared", "-fPIC", "-o", str(made), str(source), "-ldl"], check=True)
+    subprocess.run(
+        ["cc", *flags, "-shared", "-fPIC", "-o", str(made), str(source), "-ldl"], check=True
+    )
     return made
 
 

@@ -242,7 +242,9 @@ def test_what_is_removed_meanwhile_has_said_how_it_is_to_be(tmp_path: Path) -> N
 def test_other_names_of_a_file_are_told_of(tmp_path: Path, save: Save) -> None:
     (tmp_path / "model").write_bytes(b"old")
     os.link(tmp_path / "model", tmp_path / "second")
-    with pytest.warns(UserWarning, match=r"save .*model: 1 other name of the file \(hard links\)") as told:
+    with pytest.warns(
+        UserWarning, match=r"save .*model: 1 other name of the file \(hard links\)"
+    ) as told:
         save(STATE, tmp_path / "model")
     if save is not in_background:
         assert told[0].filename == __file__

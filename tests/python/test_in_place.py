@@ -1,4 +1,4 @@
-"""Targets that can be written but not replaced: written in place once all bytes are safe, with a warning."""
+"""Targets that can be written but not replaced: written in place, once all bytes are safe."""
 
 from __future__ import annotations
 
@@ -467,7 +467,9 @@ def test_links_that_the_kernel_would_not_follow(
     assert target.exists() == there
     assert not there or target.read_bytes() == b"old"
     protected(LINKS, 0)
-    as_nobody(tmp_path, REFUSED.replace("raise SystemExit", "print").replace("except P", "except 0 and P"))
+    as_nobody(
+        tmp_path, REFUSED.replace("raise SystemExit", "print").replace("except P", "except 0 and P")
+    )
     assert list(veturboio.load(target)) == ["a"]
 
 
@@ -512,4 +514,3 @@ def test_files_that_the_kernel_would_not_open_for_making(
     as_nobody(tmp_path, REFUSED)
     assert (shared / "link").read_bytes() == b"old"
     assert leftovers(shared) == []
-

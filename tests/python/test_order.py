@@ -45,7 +45,9 @@ LATER: dict[str, Callable[[State, Any], Any]] = {
 }
 
 
-def held(monkeypatch: pytest.MonkeyPatch, state: State, path: Any, **options: Any) -> Callable[[], Save]:
+def held(
+    monkeypatch: pytest.MonkeyPatch, state: State, path: Any, **options: Any
+) -> Callable[[], Save]:
     """Calls a save in the background, and returns what lets it begin."""
     with monkeypatch.context() as patch:
         begin = begin_later(patch)

@@ -5,9 +5,7 @@
 //! the old file. From then on the old bytes are gone: what a rename gives, that a crash leaves one
 //! file or the other, is given up.
 
-#![allow(unsafe_code)]
-
-use super::{allocate_with, maps};
+use super::{disk::allocate_with, maps};
 use crate::error::said;
 use std::{
     fs::File,

@@ -11,12 +11,12 @@
 //! | [`directory`] | a directory held open, and what is done to names in it |
 //! | [`temporary`] | the file that is written to first |
 //! | [`attributes`] | who may do what with the file, passed on to the one that replaces it |
+//! | [`disk`] | what a disk is told of a file before its bytes come |
 //! | [`in_place`], [`maps`] | writing over a file that cannot be replaced |
-
-#![allow(unsafe_code)]
 
 mod attributes;
 mod directory;
+mod disk;
 mod in_place;
 mod maps;
 mod target;
@@ -27,13 +27,16 @@ use crate::{
     error::{said, Error, Result},
     watch::Watch,
 };
+pub(super) use disk::allocate;
+
 use directory::Status;
+use disk::{open_direct, start_writeback};
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
-        unix::fs::{FileExt, OpenOptionsExt},
+        unix::fs::FileExt,
     },
     path::{Path, PathBuf},
 };
@@ -376,51 +379,4 @@ fn check_target(path: &Path, target: &Target) -> Result<()> {
         return Err(Error::argument(ACTION, path, "not a regular file"));
     }
     directory::may_write(path).map_err(|error| Error::io(ACTION, path, error))
-}
-
-/// Reserves the blocks of a file: a full disk is found before anything is written.
-pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
-    allocate_with(file, len, 0)
-}
-
-/// The same in the way that `mode` says, as `fallocate` takes it.
-fn allocate_with(file: &File, len: u64, mode: i32) -> io::Result<()> {
-    if len == 0 {
-        return Ok(());
-    }
-    let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);
-    let len = libc::off_t::try_from(len).map_err(too_large)?;
-    loop {
-        // SAFETY: the descriptor is open for the call; no memory is passed.
-        if unsafe { libc::fallocate(file.as_raw_fd(), mode, 0, len) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            // The file system cannot reserve; writing will find out whether there is room.
-            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
-            _ => return Err(error),
-        }
-    }
-}
-
-/// The same file opened so that writes bypass the page cache, where it lies on a disk of this
-/// machine; what the others make of such writes differs too much.
-fn open_direct(file: &File) -> Option<File> {
-    if FileSystem::of(file).storage != super::Storage::Disk {
-        return None;
-    }
-    // By descriptor, since the path may by now name another file.
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()
-}
-
-/// Lets the disk begin on what was just written while the next range is being copied, so that
-/// the sync at the end finds little left to do.
-fn start_writeback(file: &File, len: usize, offset: u64) {
-    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
-    // SAFETY: the descriptor is open for the call; no memory is passed. A refusal is only a
-    // hint not taken: an error of the disk is reported by the sync in `commit`.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
