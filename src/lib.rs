@@ -110,7 +110,10 @@ pub fn load(file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
 /// Saves named tensors as a safetensors file.
 ///
 /// The bytes go to a temporary sibling that takes the file's place once it is whole and on the
-/// disk: whatever fails, the old file stays as it was.
+/// disk, with the mode, owner and attributes of the file that it replaces: whatever fails, the old
+/// file stays as it was. Only a file that can be written but not replaced, such as a mount point, is
+/// written in place once all bytes are on this machine. Of several saves of a process to one
+/// file the last one called remains.
 ///
 /// # Errors
 /// [`Kind::InvalidArgument`] for a tensor that the format cannot hold or tensors that share
