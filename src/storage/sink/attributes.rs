@@ -50,6 +50,11 @@ pub fn pass_on(old: &OwnedFd, new: &File) -> io::Result<()> {
     let was = Status::of_open(old)?;
     let is = Status::of_open(new)?;
     let fd = new.as_raw_fd();
+    if is.mode() & 0o777 != 0o600 {
+        // Extended attributes ask for the right to write, whatever the umask left of it; and the file
+        // may have been made before there was one to be replaced.
+        change_mode(fd, 0o600)?;
+    }
     let keeps_group = was.group() == is.group() || own(fd, u32::MAX, was.group()).is_ok();
     pass_on_attributes(old, new)?;
     let mut mode = was.mode() & 0o777;
@@ -205,9 +210,4 @@ fn change_mode(fd: i32, mode: u32) -> io::Result<()> {
         }
         done => done,
     }
-}
-
-/// Lets only the owner read and write, whatever the umask left.
-pub fn restrict(file: &File) -> io::Result<()> {
-    change_mode(file.as_raw_fd(), 0o600)
 }

@@ -20,8 +20,12 @@ use std::{
 /// that the file is not whole.
 pub fn write(from: &File, to: &File, durable: bool) -> io::Result<()> {
     let len = from.metadata()?.len();
-    allocate_with(to, len, libc::FALLOC_FL_KEEP_SIZE)?;
+    let was = to.metadata()?.len();
     maps::detach(to, len)?;
+    allocate_with(to, len, libc::FALLOC_FL_KEEP_SIZE).inspect_err(|_| {
+        // Some file systems keep the part that they found space for, past the end of the file.
+        let _ = to.set_len(was);
+    })?;
     copy(from, to, len, durable).map_err(|error| {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let words = io::Error::from_raw_os_error(errno).to_string();

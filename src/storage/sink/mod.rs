@@ -65,8 +65,6 @@ pub struct LocalSink {
     temporary: Temporary,
     /// The same file, opened past the page cache, where that is worth it.
     direct: Option<File>,
-    /// What is to be replaced, as it was when the save began.
-    old: Option<OwnedFd>,
     /// The target itself, where it is known already that it can only be written in place.
     in_place: Option<File>,
     creation: Creation,
@@ -89,7 +87,7 @@ impl LocalSink {
         let failed = |error| Error::io(ACTION, path, error);
         let target = Target::resolve(path).map_err(failed)?;
         check_target(path, &target)?;
-        if !overwrite && (target.found.is_some() || target.entry().map_err(failed)?.is_some()) {
+        if !overwrite && (target.found.is_some() || target.old.is_some()) {
             return Err(Error::errno_of(ACTION, path, libc::EEXIST));
         }
         let temporary = temporary_for(&target, overwrite).map_err(failed)?;
@@ -98,7 +96,6 @@ impl LocalSink {
             target,
             temporary,
             direct: None,
-            old: None,
             in_place: None,
             creation,
         };
@@ -107,10 +104,6 @@ impl LocalSink {
             sink.in_place = Some(open_in_place(path, sink.target.found.as_ref()).map_err(failed)?);
         }
         let file = sink.temporary.file();
-        if sink.target.found.is_some() {
-            attributes::restrict(file).map_err(failed)?;
-            sink.old = sink.target.open_entry().map_err(failed)?;
-        }
         allocate(file, len).map_err(|error| sink.failed(error))?;
         // What shall not be on the disk yet is best left to the page cache.
         if durable && len >= DIRECT_LEN && sink.in_place.is_none() {
@@ -138,7 +131,7 @@ impl LocalSink {
         let (directory, name) = (&self.target.directory, &self.target.name);
         let refused = if self.creation.overwrite {
             let now = self.target.open_entry()?;
-            let links = match now.as_ref().or(self.old.as_ref()) {
+            let links = match now.as_ref().or(self.target.old.as_ref()) {
                 Some(old) => replaced(old, self.temporary.file())?,
                 None => 0,
             };

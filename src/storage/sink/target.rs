@@ -30,6 +30,8 @@ pub struct Target {
     pub name: CString,
     /// What the path leads to.
     pub found: Option<Status>,
+    /// The entry as it was then, open for what may be asked of it by descriptor.
+    pub old: Option<OwnedFd>,
     /// Whether that has a name at all. A file that was removed, and memory of `memfd_create`, are
     /// reached by the links of `/proc` alone.
     pub is_named: bool,
@@ -49,11 +51,11 @@ impl Target {
             } else {
                 Status::of(path)?
             };
-            let (directory, name) = follow(path)?;
-            let is_named = found.is_none() || directory.entry(&name)?.is_some();
+            let (directory, name, old) = follow(path)?;
+            let is_named = found.is_none() || old.is_some();
             tries += 1;
             if is_named || tries == MAX_TRIES {
-                return Ok(Self { directory, name, found, is_named });
+                return Ok(Self { directory, name, found, old, is_named });
             }
         }
     }
@@ -63,7 +65,7 @@ impl Target {
         self.directory.entry(&self.name)
     }
 
-    /// The same, open for what may be asked of it by descriptor.
+    /// The same by descriptor.
     pub fn open_entry(&self) -> io::Result<Option<OwnedFd>> {
         self.directory.open_entry(&self.name)
     }
@@ -83,7 +85,7 @@ impl Target {
 }
 
 /// Follows the links that the last name of `path` is, as far as they go.
-fn follow(path: &Path) -> io::Result<(Directory, CString)> {
+fn follow(path: &Path) -> io::Result<(Directory, CString, Option<OwnedFd>)> {
     let mut at: Option<Directory> = None;
     let mut rest = path.as_os_str().as_bytes().to_vec();
     for _ in 0..=MAX_LINKS {
@@ -100,10 +102,12 @@ fn follow(path: &Path) -> io::Result<(Directory, CString)> {
         };
         let directory = Directory::open(at.as_ref(), parent)?;
         let name = c_path(name)?;
-        let Some(link) = directory.open_entry(&name)? else { return Ok((directory, name)) };
+        let Some(link) = directory.open_entry(&name)? else {
+            return Ok((directory, name, None));
+        };
         let status = Status::of_open(&link)?;
         if !status.is_link() {
-            return Ok((directory, name));
+            return Ok((directory, name, Some(link)));
         }
         if !may_follow(&Status::of_open(&directory)?, &status) {
             return Err(io::Error::from_raw_os_error(libc::EACCES));
