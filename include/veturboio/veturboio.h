@@ -196,12 +196,11 @@ inline std::string explain(const std::string& file, const LoadOptions& options =
 // Saves tensors to a safetensors file.
 //
 // The file is written beside its final place, synced and renamed: at any moment the path names
-// either the old file or the whole new one, which has the mode, owner and attributes of the old one. A
-// file that can be written but not replaced, such as a mount point, is written in place instead, and
-// a warning of torch says so. Of several saves to one file the last one called remains. The
-// dictionary is not changed.
-// Throws c10::ValueError if safetensors cannot hold the tensors as asked, and c10::Error if the
-// operating system refuses.
+// either the old file or the whole new one, which has the mode, owner and attributes of the old
+// one. A file that can be written but not replaced, such as a mount point, is written in place
+// instead, and a warning of torch says so. Of several saves to one file the last one called
+// remains. The dictionary is not changed. Throws c10::ValueError if safetensors cannot hold the
+// tensors as asked, and c10::Error if the operating system refuses.
 inline void save(const StateDict& state_dict, const std::string& file,
                  const SaveOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::save");
