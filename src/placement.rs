@@ -61,19 +61,53 @@ impl Placement {
     pub fn is_plain(&self) -> bool {
         self.rules.is_empty() && self.dtype.is_none() && self.otherwise.is_some_and(Device::is_cpu)
     }
+}
 
-    /// The device for a tensor of this name.
-    fn device(&self, name: &str) -> Option<Device> {
-        let mut end = name.len();
-        loop {
-            if let Some(&device) = self.rules.get(&name[..end]) {
-                return Some(device);
+/// The rules of a [`Placement`] as a tree, one step down for each part of a name between dots: a
+/// name is looked up in one pass over it, however many dots it has and rules there are.
+struct Rules<'a> {
+    /// Where each part leads from a node. The root is node 0.
+    steps: HashMap<(usize, &'a str), usize>,
+    /// The device of each node that a rule ends at.
+    devices: Vec<Option<Device>>,
+    /// The device of what no rule names.
+    otherwise: Option<Device>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(placement: &'a Placement) -> Self {
+        let otherwise = placement.rules.get("").copied().or(placement.otherwise);
+        let mut rules = Self { steps: HashMap::new(), devices: vec![None], otherwise };
+        for (rule, &device) in &placement.rules {
+            let mut node = 0;
+            for part in rule.split('.') {
+                let new = rules.devices.len();
+                node = *rules.steps.entry((node, part)).or_insert(new);
+                if node == new {
+                    rules.devices.push(None);
+                }
             }
-            match name[..end].rfind('.') {
-                Some(dot) => end = dot,
-                None => return self.rules.get("").copied().or(self.otherwise),
-            }
+            rules.devices[node] = Some(device);
         }
+        rules
+    }
+
+    /// The device of the longest rule that is `name`, or what it begins with up to a dot.
+    fn device(&self, name: &str) -> Option<Device> {
+        let mut found = None;
+        let mut node = 0;
+        for part in name.split('.') {
+            let Some(&next) = self.steps.get(&(node, part)) else { break };
+            node = next;
+            found = self.devices[node].or(found);
+        }
+        found.or(self.otherwise)
+    }
+
+    /// The same, with an error where there is none.
+    fn named(&self, name: &str) -> Result<Device, Malformed> {
+        self.device(name)
+            .ok_or_else(|| Malformed::tensor(name, "map_location names no device for it"))
     }
 }
 
@@ -163,6 +197,7 @@ pub fn spread(
     in_order: bool,
 ) -> Result<Spread, Malformed> {
     let mut made = Making { plan, placement, spread: Spread::default(), storages: HashMap::new() };
+    let rules = Rules::new(placement);
     if in_order {
         if names.is_empty() && !placement.rules.is_empty() && !plan.tensors.is_empty() {
             let reason = "its tensors have no names of their own that map_location could mean";
@@ -175,7 +210,7 @@ pub fn spread(
         for (tensor, name) in first.into_iter().enumerate() {
             // What has no name is nothing a rule could mean.
             let device = match name {
-                Some(name) => device_of(placement, name)?,
+                Some(name) => rules.named(name)?,
                 None => placement.otherwise.unwrap_or(Device::CPU),
             };
             made.tensor(tensor, device, name.unwrap_or_default())?;
@@ -184,7 +219,7 @@ pub fn spread(
     } else {
         let mut tensors = HashMap::new();
         for (name, tensor) in names {
-            let device = device_of(placement, &name)?;
+            let device = rules.named(&name)?;
             let index = match tensors.get(&(tensor, device)) {
                 Some(&index) => index,
                 None => made.tensor(tensor, device, &name)?,
@@ -195,12 +230,6 @@ pub fn spread(
     }
     made.spread.stay.put_ranges_in_order();
     Ok(made.spread)
-}
-
-fn device_of(placement: &Placement, name: &str) -> Result<Device, Malformed> {
-    placement
-        .device(name)
-        .ok_or_else(|| Malformed::tensor(name, "map_location names no device for it"))
 }
 
 struct Making<'a> {
@@ -319,13 +348,55 @@ mod tests {
 
     #[test]
     fn the_longest_rule_decides_and_ends_at_a_dot() {
+        let device = |placement: &Placement, name| Rules::new(placement).device(name);
         let placement = rules(&[("a", NEAR), ("a.x", FAR)], Some(Device::CPU));
-        assert_eq!(placement.device("a.w"), Some(NEAR));
-        assert_eq!(placement.device("a"), Some(NEAR));
-        assert_eq!(placement.device("a.x.w"), Some(FAR));
-        assert_eq!(placement.device("a.xy"), Some(NEAR));
-        assert_eq!(placement.device("ab"), Some(Device::CPU));
-        assert_eq!(rules(&[("a", NEAR)], None).device("b"), None);
+        assert_eq!(device(&placement, "a.w"), Some(NEAR));
+        assert_eq!(device(&placement, "a"), Some(NEAR));
+        assert_eq!(device(&placement, "a.x.w"), Some(FAR));
+        assert_eq!(device(&placement, "a.xy"), Some(NEAR));
+        assert_eq!(device(&placement, "ab"), Some(Device::CPU));
+        assert_eq!(device(&rules(&[("a", NEAR)], None), "b"), None);
+        assert_eq!(device(&rules(&[("", FAR)], Some(NEAR)), "b"), Some(FAR));
+    }
+
+    /// The rule as it is documented, looked up prefix by prefix.
+    fn naive(placement: &Placement, name: &str) -> Option<Device> {
+        let ends = name.rmatch_indices('.').map(|(dot, _)| dot);
+        std::iter::once(name.len())
+            .chain(ends)
+            .find_map(|end| placement.rules.get(&name[..end]).copied())
+            .or_else(|| placement.rules.get("").copied())
+            .or(placement.otherwise)
+    }
+
+    #[test]
+    fn the_tree_of_rules_finds_what_the_prefixes_do() {
+        let parts = ["", "a", "b", "."];
+        let names: Vec<String> = (0..4_usize.pow(4))
+            .map(|n| (0..4).map(|at| parts[n / 4_usize.pow(at) % 4]).collect::<Vec<_>>().join("."))
+            .flat_map(|name| [name.trim_start_matches('.').to_owned(), name])
+            .collect();
+        for chosen in 0..64_usize {
+            let some = names.iter().enumerate().filter(|(n, _)| n * 31 % 64 == chosen);
+            let with = some.map(|(n, name)| (name.as_str(), if n % 2 == 0 { NEAR } else { FAR }));
+            let placement = rules(&with.collect::<Vec<_>>(), Some(Device::CPU));
+            let tree = Rules::new(&placement);
+            for name in &names {
+                assert_eq!(tree.device(name), naive(&placement, name), "{name:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_of_many_dots_is_looked_up_in_one_pass() {
+        // Prefix by prefix this would hash half a terabyte.
+        let hostile = ".".repeat(1 << 20);
+        let long = format!("{hostile}a");
+        let placement = rules(&[(&long, FAR), ("a", NEAR)], Some(Device::CPU));
+        let tree = Rules::new(&placement);
+        assert_eq!(tree.device(&hostile), Some(Device::CPU));
+        assert_eq!(tree.device(&format!("{long}.b")), Some(FAR));
+        assert_eq!(tree.device(&format!("{long}b")), Some(Device::CPU));
     }
 
     #[test]
