@@ -298,16 +298,15 @@ std::int64_t byte_len_op(const std::string& file, const std::optional<StringDict
   return calling([&] { return byte_len(path(file), storage); });
 }
 
-std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> take_failure_op() {
-  const Failure failure = take_failure();
+std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> take_failure_op(
+    const std::string& text) {
+  const Failure failure = take_failure(text);
   std::optional<std::string> tensor;
   if (failure.has_tensor) {
     tensor = std::string(failure.tensor);
   }
   return {std::string(failure.kind), failure.errno_, tensor, std::string(failure.reason)};
 }
-
-void ask_for_interrupts_op(std::int64_t address) { ask_for_interrupts(address); }
 
 void provoke_panic_op(const std::string& text) {
   calling([&] { provoke_panic(text); });
@@ -410,13 +409,10 @@ TORCH_LIBRARY(veturboio, m) {
   define(m, "metadata(str file, *, Dict(str, str)? storage_options=None) -> Dict(str, str)",
          &metadata_op);
 
-  // What the last failed call on this thread failed on: kind, errno, tensor, reason. Python makes
-  // its exceptions from it. Asking forgets.
-  define(m, "_take_failure() -> (str kind, int errno, str? tensor, str reason)", &take_failure_op);
-
-  // Has a C function, `int (*)(void)`, asked on the main thread during loads and saves whether to
-  // stop. For Python's signals.
-  define(m, "_ask_for_interrupts(int address) -> ()", &ask_for_interrupts_op);
+  // What a call on this thread that failed with this text failed on: kind, errno, tensor, reason.
+  // Python makes its exceptions from it. Asking forgets.
+  define(m, "_take_failure(str text) -> (str kind, int errno, str? tensor, str reason)",
+         &take_failure_op);
 
   // Panics in the core. For the tests: a panic must arrive here as an error.
   define(m, "_provoke_panic(str text) -> ()", &provoke_panic_op);

@@ -20,7 +20,7 @@ use crate::{
 use convert::{options, threads, Wanted};
 use failure::{border, failure_kind, take_failure};
 use helper::{agree, new_buffers};
-use interrupts::{ask_for_interrupts, asked, watch};
+use interrupts::{asked, watch};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
 mod convert;
@@ -173,7 +173,7 @@ pub(crate) mod bridge {
         storage: StorageOptions,
     }
 
-    /// The last failure of a thread: `kind` is empty if there was none.
+    /// A failure of a thread: `kind` is empty if there was none.
     struct Failure {
         kind: String,
         /// `errno` is a macro in C.
@@ -244,11 +244,8 @@ pub(crate) mod bridge {
         fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()>;
 
         fn failure_kind() -> String;
-        fn take_failure() -> Failure;
+        fn take_failure(text: &str) -> Failure;
         fn provoke_panic(text: &str) -> Result<()>;
-        /// Has a function of C, `int (*)(void)`, asked on the main thread while it waits for a load
-        /// or save: anything but 0 stops that. 0 asks nobody.
-        fn ask_for_interrupts(address: i64);
     }
 
     unsafe extern "C++" {

@@ -86,27 +86,50 @@ def metadata(file: str, **options: Any) -> dict[str, str]:
 
 
 def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
-    _interrupts.take()  # what ended a scripted call, which could not raise it
+    """Call an operator.
+
+    What the handler of a signal raised while it ran is raised here, on the thread that handles
+    signals and nowhere else, whatever else has become of the call. Handlers may call operators
+    too, before, during and after the call that they interrupt: each raises what is its own.
+    """
+    before = _interrupts.count()
     try:
-        return getattr(torch.ops.veturboio, name)(*arguments, **options)
-    except (RuntimeError, ValueError) as error:
+        result = getattr(torch.ops.veturboio, name)(*arguments, **options)
+        _interrupts.raise_above(before)
+        return result
+    except BaseException as error:
+        try:
+            # The first thing to be called here, since a handler may raise in any other one.
+            _interrupts.raise_above(before)
+        except BaseException as raised:
+            raise raised from (None if _was_stopped(error) else error)
         if (
-            torch._C._get_tracing_state() is not None
-        ):  # which knows no operator that returns strings
+            not isinstance(error, (RuntimeError, ValueError))
+            # Tracing knows no operator that returns strings.
+            or torch._C._get_tracing_state() is not None
+        ):
             raise
-        text = str(error).split("\nException raised from ", maxsplit=1)[0]
-        kind, errno, tensor, reason = torch.ops.veturboio._take_failure()
+        text = _text(error)
+        kind, errno, tensor, reason = torch.ops.veturboio._take_failure(text)
         if text.startswith(f"veturboio::{name}() "):  # torch's own check of the arguments
             raise TypeError(text.split("\nDeclaration:", maxsplit=1)[0]) from None
-        if kind == "interrupted":
-            raise _interrupts.take() or RuntimeError(text) from None
-        if _interrupts.is_waiting():  # something else failed first; the signal counts all the same
-            raise (_interrupts.take() or RuntimeError(text)) from error
-        if not kind or reason not in text:  # an error of torch; the failure, if any, is older
+        if not kind:  # an error of torch
             raise
     # Raised out here, and kept in no variable: an exception that its own traceback reaches
     # would keep the caller's tensors alive until the next garbage collection.
     raise _exception(kind, errno, tensor, reason, text, file)
+
+
+def _text(error: BaseException) -> str:
+    return str(error).split("\nException raised from ", maxsplit=1)[0]
+
+
+def _was_stopped(error: BaseException) -> bool:
+    """Whether an operator failed because a handler raised, and for no other reason."""
+    if not isinstance(error, RuntimeError) or torch._C._get_tracing_state() is not None:
+        return False
+    kind, *_ = torch.ops.veturboio._take_failure(_text(error))
+    return bool(kind == "interrupted")
 
 
 def _path(file: str) -> str | bytes:
