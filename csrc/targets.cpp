@@ -43,6 +43,16 @@ at::Tensor host(const std::uint8_t* bytes, std::uint64_t len, at::ScalarType typ
   return at::from_blob(const_cast<std::uint8_t*>(bytes), {count}, at::TensorOptions(type));
 }
 
+// Where the bytes of parts end in their segment. Parts may overlap, where tensors share bytes of
+// the file, so the last one to begin need not be the last one to end.
+std::uint64_t end_of(const PartSpec* begin, const PartSpec* end) {
+  std::uint64_t last = 0;
+  for (const PartSpec* part = begin; part != end; ++part) {
+    last = std::max(last, part->at + part->len);
+  }
+  return last;
+}
+
 at::Tensor part_of(const at::Tensor& tensor, std::uint64_t begin, std::uint64_t len) {
   return tensor.narrow(0, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(len));
 }
@@ -160,7 +170,7 @@ std::unique_ptr<Copies> Targets::copy(rust::Slice<const std::uint8_t> segment,
       const Lane* const lane = targets_.at(part->target).lane;
       const PartSpec* const next = std::find_if(
           part, end, [&](const PartSpec& other) { return targets_.at(other.target).lane != lane; });
-      TORCH_INTERNAL_ASSERT(next[-1].at + next[-1].len <= segment.size());
+      TORCH_INTERNAL_ASSERT(end_of(part, next) <= segment.size());
       std::optional<c10::StreamGuard> guard;
       if (lane->is_async()) {
         guard.emplace(lane->stream());
@@ -216,7 +226,7 @@ void Targets::send_small(const Lane& lane, const std::uint8_t* segment, const Pa
                          const PartSpec* end) const {
   // Elements keep their alignment, which is that of the file.
   const std::uint64_t start = begin->at / kAlign * kAlign;
-  const std::uint64_t len = end[-1].at + end[-1].len - start;
+  const std::uint64_t len = end_of(begin, end) - start;
   const std::lock_guard<std::mutex> lock(lane.scratching());
   const at::Tensor scratch = part_of(lane.scratch(), 0, len);
   scratch.copy_(host(segment + start, len, at::kByte), goes_on(lane));

@@ -16,7 +16,10 @@ use std::{
     collections::VecDeque,
     fmt, io,
     ops::{Deref, DerefMut},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Condvar, Mutex, MutexGuard, PoisonError,
+    },
     time::Duration,
 };
 
@@ -59,6 +62,10 @@ impl State {
             self.counts.len() - 1
         });
         &mut self.counts[at].1
+    }
+
+    fn counted(&self, kind: Option<i8>) -> u64 {
+        self.counts.iter().find(|(known, _)| *known == kind).map_or(0, |(_, count)| *count)
     }
 
     fn total(&self) -> u64 {
@@ -153,49 +160,84 @@ impl Drop for Segment {
 }
 
 /// Where a load takes buffers from that a device copies from.
+///
+/// Neither the lock of [`Buffers`] nor a buffer is ever waited for in a way that depends on code
+/// of the caller: the lock is released before the caller is asked whether to stop, and a ring that
+/// has no buffer gets one beyond its limit. So the handler of a signal, which runs while the load
+/// that it interrupts keeps its buffers, can load and save with the same ones.
 pub struct Ring<'a> {
-    pub buffers: &'a Buffers,
+    buffers: &'a Buffers,
     /// The kind of device whose host memory it is; ordinary memory if `None`.
-    pub kind: Option<i8>,
+    kind: Option<i8>,
     /// How many there are to be, at most.
-    pub limit: u64,
-    pub allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
+    limit: u64,
+    allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
+    /// How many of them this ring has acquired and not released; changed under the lock.
+    held: AtomicU64,
 }
 
 impl<'a> Ring<'a> {
-    /// Lends a buffer: the one that came back first, as soon as no device needs it any more. Of
+    /// A ring of at most `limit` buffers of host memory that `kind` names, which `allocate` makes;
+    /// of ordinary memory if `kind` is `None`.
+    pub fn new(
+        buffers: &'a Buffers,
+        kind: Option<i8>,
+        limit: u64,
+        allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
+    ) -> Self {
+        Self { buffers, kind, limit, allocate, held: AtomicU64::new(0) }
+    }
+
+    /// Acquires a buffer: the one that came back first, as soon as no device needs it any more. Of
     /// page-locked memory, which is dear, a load gets as many as there are to be before any is lent
     /// again, so that the next one needs no more, whatever its threads make of it.
     ///
     /// # Errors
     /// There is no memory, a device failed, or the caller wants to stop.
-    pub fn lend(&self, watch: &Watch<'_>) -> io::Result<Buffer<'a>> {
+    pub fn lend(&self, watch: &Watch<'_>) -> io::Result<Buffer<'_>> {
         let home = self.buffers;
-        let mut state = home.state();
         loop {
+            let state = home.state();
             let is_free = state.free.iter().any(|segment| segment.kind == self.kind);
-            if *state.count(self.kind) < self.limit && (self.kind.is_some() || !is_free) {
-                let gone = state.make_room(self.kind, home.capacity);
-                *state.count(self.kind) += 1;
-                drop(state);
-                drop(gone);
-                let made = home.make(self.kind, self.allocate)?;
-                return Ok(Buffer { segment: Some(made), home });
+            if state.counted(self.kind) < self.limit && (self.kind.is_some() || !is_free) {
+                return self.make(state);
             }
-            if let Some(mut segment) = state.take(self.kind) {
-                drop(state);
-                let waited = segment.wait();
-                let buffer = Buffer { segment: Some(segment), home };
-                return waited.map(|()| buffer);
+            if is_free {
+                return self.take(state);
             }
-            state = home
-                .returned
-                .wait_timeout(state, PATIENCE)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            if self.held.load(Ordering::Relaxed) == 0 {
+                // Whoever has all of them may be waiting for this very load to end.
+                return self.make(state);
+            }
+            drop(
+                home.returned.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner),
+            );
             watch.look();
             watch.check()?;
         }
+    }
+
+    fn make(&self, mut state: MutexGuard<'_, State>) -> io::Result<Buffer<'_>> {
+        let home = self.buffers;
+        let gone = state.make_room(self.kind, home.capacity);
+        *state.count(self.kind) += 1;
+        // Under the lock, so that two threads of one load do not both get one beyond the limit.
+        self.held.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        drop(gone);
+        let mut buffer = Buffer { segment: None, home, held: Some(&self.held) };
+        buffer.segment = Some(home.make(self.kind, self.allocate)?);
+        Ok(buffer)
+    }
+
+    fn take(&self, mut state: MutexGuard<'_, State>) -> io::Result<Buffer<'_>> {
+        let segment = state.take(self.kind);
+        self.held.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        let mut buffer = Buffer { segment, home: self.buffers, held: Some(&self.held) };
+        // One that a device failed with goes back like any other.
+        buffer.segment.as_mut().map_or(Ok(()), Segment::wait)?;
+        Ok(buffer)
     }
 }
 
@@ -222,7 +264,7 @@ impl Buffers {
             drop(state);
             self.make(None, &|_| Err(io::ErrorKind::Unsupported.into()))?
         };
-        Ok(Buffer { segment: Some(segment), home: self })
+        Ok(Buffer { segment: Some(segment), home: self, held: None })
     }
 
     /// Makes a buffer that is counted already.
@@ -243,6 +285,28 @@ impl Buffers {
                 Err(error)
             }
         }
+    }
+
+    /// Keeps what came back, unless there is too much, and counts it out of the ring that had it.
+    fn take_back(&self, segment: Option<Segment>, ring: Option<&AtomicU64>) {
+        let mut state = self.state();
+        if state.closed || state.total() * SEGMENT_LEN > self.capacity {
+            drop(state);
+            let kind = segment.as_ref().map(|segment| segment.kind);
+            // It counts until it is gone, which a device may have to be waited for.
+            drop(segment);
+            state = self.state();
+            if let Some(kind) = kind {
+                *state.count(kind) -= 1;
+            }
+        } else {
+            state.free.extend(segment);
+        }
+        if let Some(held) = ring {
+            held.fetch_sub(1, Ordering::Relaxed);
+        }
+        drop(state);
+        self.returned.notify_all();
     }
 
     /// Bytes that are held, lent ones too.
@@ -315,6 +379,8 @@ impl Default for Buffers {
 pub struct Buffer<'a> {
     segment: Option<Segment>,
     home: &'a Buffers,
+    /// The count of the ring that acquired it.
+    held: Option<&'a AtomicU64>,
 }
 
 impl Buffer<'_> {
@@ -351,19 +417,7 @@ impl DerefMut for Buffer<'_> {
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        let Some(segment) = self.segment.take() else { return };
-        let mut state = self.home.state();
-        if state.closed || state.total() * SEGMENT_LEN > self.home.capacity {
-            let kind = segment.kind;
-            drop(state);
-            // It counts until it is gone, which a device may have to be waited for.
-            drop(segment);
-            *self.home.state().count(kind) -= 1;
-        } else {
-            state.free.push_back(segment);
-            drop(state);
-        }
-        self.home.returned.notify_all();
+        self.home.take_back(self.segment.take(), self.held);
     }
 }
 

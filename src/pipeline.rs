@@ -94,12 +94,7 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
     let kind = targets.pinned_kind().map_err(Failed::Device)?;
     let allocate =
         |len| targets.host_memory(len).map_err(|error| io::Error::from(DeviceFailed(error)));
-    let ring = Ring {
-        buffers: job.buffers,
-        kind,
-        limit: ring_len(job, kind, stages.len()),
-        allocate: &allocate,
-    };
+    let ring = Ring::new(job.buffers, kind, ring_len(job, kind, stages.len()), &allocate);
     job.for_each(stages, |stage| {
         let mut segment = ring.lend(job.watch)?;
         let at = fill(job, file.as_ref(), &stage, &mut segment)?;

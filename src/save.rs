@@ -204,7 +204,7 @@ impl SaveOptions {
             None => Err(io::ErrorKind::Unsupported.into()),
         };
         let limit = buffers.room_for(kind, writers as u64);
-        let ring = Ring { buffers, kind, limit, allocate: &allocate };
+        let ring = Ring::new(buffers, kind, limit, &allocate);
         Writer { file, sink: &*sink, path, ring: &ring, watch }.write_all(writers)?;
         sink.commit(watch)
     }

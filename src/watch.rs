@@ -76,8 +76,15 @@ impl<'a> Watch<'a> {
 
     /// Asks whether to stop, on the caller's thread and nowhere else; now and then, since the answer
     /// may have to be waited for.
+    ///
+    /// Whoever is asked may run any code of the caller on this thread, another load or save with the
+    /// same memory among it: no lock may be held here, and nothing that such a load waits for.
     pub fn look(&self) {
         if self.interrupted.is_none() || self.caller != Some(thread::current().id()) {
+            return;
+        }
+        if self.stopped.load(Ordering::Relaxed) {
+            // What stopped it is on its way to the caller, who must not get another one in its place.
             return;
         }
         let Ok(mut looked) = self.looked.lock() else { return };

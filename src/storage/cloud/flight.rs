@@ -131,10 +131,13 @@ impl<'p> Flight<'_, 'p> {
 
     /// Waits on the caller's thread for the others, who see by `watch` when he wants to stop.
     fn wait(&self, watch: &Watch<'_>) {
-        let mut running = lock(&self.running);
-        while *running > 0 {
-            let waited = self.ended.wait_timeout(running, TICK);
-            running = waited.unwrap_or_else(PoisonError::into_inner).0;
+        loop {
+            let running = lock(&self.running);
+            if *running == 0 {
+                return;
+            }
+            // The lock is released before the caller's code runs, as it may in `look`.
+            drop(self.ended.wait_timeout(running, TICK).unwrap_or_else(PoisonError::into_inner));
             watch.look();
         }
     }

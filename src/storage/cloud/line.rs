@@ -49,16 +49,17 @@ impl Line {
         future: impl Future<Output = io::Result<T>>,
     ) -> io::Result<T> {
         let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        runtime.block_on(async {
-            let mut future = pin!(future);
-            loop {
-                watch.look();
-                watch.check()?;
-                if let Ok(done) = tokio::time::timeout(TICK, future.as_mut()).await {
-                    return done;
-                }
+        let mut future = pin!(future);
+        loop {
+            // Outside of the loop that requests run in: the caller's code, which may run in `look`,
+            // may use a store too, and no such loop can be started or ended inside of another one.
+            watch.look();
+            watch.check()?;
+            let moment = async { tokio::time::timeout(TICK, future.as_mut()).await };
+            if let Ok(done) = runtime.block_on(moment) {
+                return done;
             }
-        })
+        }
     }
 }
 
