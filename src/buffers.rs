@@ -424,6 +424,10 @@ impl Drop for Buffer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        sync::{mpsc, LazyLock},
+        thread,
+    };
 
     #[test]
     fn a_buffer_that_came_back_is_lent_again() {
@@ -469,5 +473,62 @@ mod tests {
         assert!(buffers.may_be_pinned(false) && !buffers.may_be_pinned(true));
         buffers.close();
         assert!(buffers.may_be_pinned(true));
+    }
+
+    fn no_host_memory(_: u64) -> io::Result<Box<dyn HostMemory>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What the handlers of the tests below save with.
+    static SHARED: LazyLock<Buffers> = LazyLock::new(|| Buffers::new(SEGMENT_LEN));
+    static HANDLED: AtomicU64 = AtomicU64::new(0);
+
+    /// A handler that saves with the same buffers as what it interrupts.
+    fn handler() -> bool {
+        let ring = Ring::new(&SHARED, None, 1, &no_host_memory);
+        drop(ring.lend(&Watch::default()).unwrap());
+        HANDLED.fetch_add(1, Ordering::Relaxed);
+        false
+    }
+
+    #[test]
+    fn a_handler_can_use_the_buffers_of_what_it_interrupts() {
+        let (ended, end) = mpsc::channel();
+        thread::spawn(move || {
+            let ring = Ring::new(&SHARED, None, 1, &no_host_memory);
+            let only = ring.lend(&Watch::default()).unwrap();
+            thread::scope(|scope| {
+                // It keeps the only buffer until a handler was done with the same buffers.
+                let wait = || HANDLED.load(Ordering::Relaxed) == 0;
+                scope.spawn(move || {
+                    while wait() {
+                        thread::yield_now();
+                    }
+                    drop(only);
+                });
+                // Runs the handler while it waits for that one.
+                drop(ring.lend(&Watch::new(None, Some(handler))).unwrap());
+            });
+            // Runs it while it has the only one.
+            let only = ring.lend(&Watch::default()).unwrap();
+            Watch::new(None, Some(handler)).look();
+            drop(only);
+            ended.send(SHARED.held()).unwrap();
+        });
+        let held = end.recv_timeout(Duration::from_secs(60)).expect("the handler waits for ever");
+        assert_eq!((held, HANDLED.load(Ordering::Relaxed)), (SEGMENT_LEN, 2));
+    }
+
+    #[test]
+    fn a_ring_takes_one_beyond_its_limit_only_if_it_has_none() {
+        let buffers = Buffers::new(2 * SEGMENT_LEN);
+        let rings = [0, 1, 2].map(|_| Ring::new(&buffers, None, 1, &no_host_memory));
+        let all = rings.each_ref().map(|ring| ring.lend(&Watch::default()).unwrap());
+        assert_eq!(buffers.held(), 3 * SEGMENT_LEN);
+        let watch = Watch::new(None, Some(|| true));
+        assert!(rings[0].lend(&watch).is_err(), "it waits until it is stopped");
+        drop(all);
+        assert_eq!(buffers.held(), 2 * SEGMENT_LEN);
+        assert!(rings.iter().all(|ring| ring.held.load(Ordering::Relaxed) == 0));
     }
 }

@@ -36,7 +36,13 @@ struct Flight<'a, 'p> {
     most: usize,
     is_over: AtomicBool,
     error: Mutex<Option<io::Error>>,
-    running: Mutex<usize>,
+    running: Running,
+}
+
+/// How many loops run beside that of the caller's thread.
+#[derive(Debug, Default)]
+struct Running {
+    count: Mutex<usize>,
     ended: Condvar,
 }
 
@@ -57,25 +63,24 @@ pub fn fly(
         most,
         is_over: AtomicBool::new(false),
         error: Mutex::new(None),
-        running: Mutex::new(0),
-        ended: Condvar::new(),
+        running: Running::default(),
     };
     let share = most.div_ceil(loops);
     std::thread::scope(|scope| {
         for index in 1..loops {
-            *lock(&flight.running) += 1;
+            *lock(&flight.running.count) += 1;
             let work = || {
-                let _leaving = Leaving(&flight);
+                let _leaving = Leaving(&flight.running);
                 flight.run(share, watch);
             };
             let name = format!("veturboio-{index}");
             if std::thread::Builder::new().name(name).spawn_scoped(scope, work).is_err() {
                 // The others do its work.
-                *lock(&flight.running) -= 1;
+                *lock(&flight.running.count) -= 1;
             }
         }
         flight.run(share, watch);
-        flight.wait(watch);
+        flight.running.wait(watch);
     });
     match flight.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
@@ -128,16 +133,18 @@ impl<'p> Flight<'_, 'p> {
         let _ = self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         Ok(())
     }
+}
 
+impl Running {
     /// Waits on the caller's thread for the others, who see by `watch` when he wants to stop.
     fn wait(&self, watch: &Watch<'_>) {
         loop {
-            let running = lock(&self.running);
-            if *running == 0 {
+            let count = lock(&self.count);
+            if *count == 0 {
                 return;
             }
             // The lock is released before the caller's code runs, as it may in `look`.
-            drop(self.ended.wait_timeout(running, TICK).unwrap_or_else(PoisonError::into_inner));
+            drop(self.ended.wait_timeout(count, TICK).unwrap_or_else(PoisonError::into_inner));
             watch.look();
         }
     }
@@ -153,15 +160,35 @@ impl Drop for Landed<'_> {
 }
 
 /// Counts a loop out, even one that panics.
-struct Leaving<'a, 'o, 'p>(&'a Flight<'o, 'p>);
+struct Leaving<'a>(&'a Running);
 
-impl Drop for Leaving<'_, '_, '_> {
+impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.running) -= 1;
+        *lock(&self.0.count) -= 1;
         self.0.ended.notify_one();
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static RUNNING: Running = Running { count: Mutex::new(0), ended: Condvar::new() };
+
+    /// The handler of a signal, which does not end before a loop has.
+    fn handler() -> bool {
+        let Ok(mut count) = RUNNING.count.try_lock() else { panic!("the lock is held") };
+        *count = 0;
+        false
+    }
+
+    #[test]
+    fn no_lock_is_held_while_the_caller_is_asked() {
+        *lock(&RUNNING.count) = 1;
+        RUNNING.wait(&Watch::new(None, Some(handler)));
+    }
 }
