@@ -227,8 +227,8 @@ void Targets::send_small(const Lane& lane, const std::uint8_t* segment, const Pa
   // Elements keep their alignment, which is that of the file.
   const std::uint64_t start = begin->at / kAlign * kAlign;
   const std::uint64_t len = end_of(begin, end) - start;
-  const std::lock_guard<std::mutex> lock(lane.scratching());
-  const at::Tensor scratch = part_of(lane.scratch(), 0, len);
+  const Scratch taken(lane);
+  const at::Tensor scratch = part_of(taken.bytes(), 0, len);
   scratch.copy_(host(segment + start, len, at::kByte), goes_on(lane));
   for (const PartSpec* part = begin; part != end; ++part) {
     const Target& target = targets_.at(part->target);
@@ -253,11 +253,11 @@ void Targets::send_converted(const Lane& lane, const std::uint8_t* bytes,
         .copy_(host(bytes, part.len, target.from));
     return;
   }
-  const std::lock_guard<std::mutex> lock(lane.scratching());
-  const auto room = static_cast<std::uint64_t>(lane.scratch().numel());
-  for (std::uint64_t done = 0; done < part.len; done += room) {
-    const std::uint64_t len = std::min(room, part.len - done);
-    const at::Tensor scratch = part_of(lane.scratch(), 0, len);
+  const Scratch taken(lane);
+  const auto size = static_cast<std::uint64_t>(taken.bytes().numel());
+  for (std::uint64_t done = 0; done < part.len; done += size) {
+    const std::uint64_t len = std::min(size, part.len - done);
+    const at::Tensor scratch = part_of(taken.bytes(), 0, len);
     scratch.copy_(host(bytes + done, len, at::kByte), goes_on(lane));
     part_of(target.typed, (part.to + done) / element, len / element)
         .copy_(scratch.view(target.from), /*non_blocking=*/true);

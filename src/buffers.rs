@@ -5,35 +5,27 @@
 //! they are wanted. Each load or save has [`Buffers`] of its own unless the caller keeps some
 //! from one to the next, which saves the system from giving and taking the memory each time.
 
+mod ring;
+mod segment;
+
 use crate::{
-    error::DeviceFailed,
     plan::SEGMENT_LEN,
     targets::{HostMemory, Pending},
-    watch::Watch,
 };
-use memmap2::{Advice, MmapMut};
+pub use ring::Ring;
+use segment::{Memory, Pages, Segment};
 use std::{
     collections::VecDeque,
-    fmt, io,
+    io,
     ops::{Deref, DerefMut},
     sync::{
         atomic::{AtomicU64, Ordering},
         Condvar, Mutex, MutexGuard, PoisonError,
     },
-    time::Duration,
 };
 
 /// What callers keep at most unless they say otherwise, in bytes.
 pub const DEFAULT_CAPACITY: u64 = 256 << 20;
-
-/// How long somebody who waits for a buffer sleeps before he looks up.
-const PATIENCE: Duration = Duration::from_millis(50);
-
-/// How often a device is asked whether it is done before its word is given up on.
-const TRIES: usize = 3;
-
-/// The size of a huge page: 2 MiB on x86-64, and on aarch64 with pages of 4 KiB.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// Buffers of [`SEGMENT_LEN`] bytes that start at a page, those of ordinary memory at a huge one.
 #[derive(Debug)]
@@ -88,156 +80,6 @@ impl State {
             *self.count(segment.kind) -= 1;
         }
         gone
-    }
-}
-
-enum Memory {
-    Pages(Pages),
-    Host(Box<dyn HostMemory>),
-}
-
-/// Ordinary memory that begins at a huge page and consists of such, where the system has them: a disk is
-/// handed a few long pieces of memory instead of two thousand short ones.
-struct Pages {
-    map: MmapMut,
-    start: usize,
-}
-
-impl Pages {
-    fn new() -> io::Result<Self> {
-        let map = MmapMut::map_anon(SEGMENT_LEN as usize + HUGE_PAGE)?;
-        let start = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
-        // A system without huge pages does without.
-        let _ = map.advise_range(Advice::HugePage, start, SEGMENT_LEN as usize);
-        Ok(Self { map, start })
-    }
-}
-
-impl Deref for Pages {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map[self.start..][..SEGMENT_LEN as usize]
-    }
-}
-
-impl DerefMut for Pages {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map[self.start..][..SEGMENT_LEN as usize]
-    }
-}
-
-/// The memory of a buffer, and what a device may still be copying from it or to it.
-struct Segment {
-    kind: Option<i8>,
-    memory: Memory,
-    pending: Option<Box<dyn Pending>>,
-}
-
-impl fmt::Debug for Segment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Segment").field("kind", &self.kind).finish_non_exhaustive()
-    }
-}
-
-impl Segment {
-    /// Waits until no device needs the memory any more. If that fails, one may still.
-    fn wait(&mut self) -> io::Result<()> {
-        if let Some(pending) = &self.pending {
-            pending.wait().map_err(DeviceFailed)?;
-            self.pending = None;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Segment {
-    fn drop(&mut self) {
-        // What goes wrong is told by whoever waits for all; here no device may find its memory gone.
-        // One that fails every time it is asked copies nothing more.
-        let _ = (0..TRIES).any(|_| self.wait().is_ok());
-    }
-}
-
-/// Where a load takes buffers from that a device copies from.
-///
-/// Neither the lock of [`Buffers`] nor a buffer is ever waited for in a way that depends on code
-/// of the caller: the lock is released before the caller is asked whether to stop, and a ring that
-/// has no buffer gets one beyond its limit. So the handler of a signal, which runs while the load
-/// that it interrupts keeps its buffers, can load and save with the same ones.
-pub struct Ring<'a> {
-    buffers: &'a Buffers,
-    /// The kind of device whose host memory it is; ordinary memory if `None`.
-    kind: Option<i8>,
-    /// How many there are to be, at most.
-    limit: u64,
-    allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
-    /// How many of them this ring has acquired and not released; changed under the lock.
-    held: AtomicU64,
-}
-
-impl<'a> Ring<'a> {
-    /// A ring of at most `limit` buffers of host memory that `kind` names, which `allocate` makes;
-    /// of ordinary memory if `kind` is `None`.
-    pub fn new(
-        buffers: &'a Buffers,
-        kind: Option<i8>,
-        limit: u64,
-        allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
-    ) -> Self {
-        Self { buffers, kind, limit, allocate, held: AtomicU64::new(0) }
-    }
-
-    /// Acquires a buffer: the one that came back first, as soon as no device needs it any more. Of
-    /// page-locked memory, which is dear, a load gets as many as there are to be before any is lent
-    /// again, so that the next one needs no more, whatever its threads make of it.
-    ///
-    /// # Errors
-    /// There is no memory, a device failed, or the caller wants to stop.
-    pub fn lend(&self, watch: &Watch<'_>) -> io::Result<Buffer<'_>> {
-        let home = self.buffers;
-        loop {
-            let state = home.state();
-            let is_free = state.free.iter().any(|segment| segment.kind == self.kind);
-            if state.counted(self.kind) < self.limit && (self.kind.is_some() || !is_free) {
-                return self.make(state);
-            }
-            if is_free {
-                return self.take(state);
-            }
-            if self.held.load(Ordering::Relaxed) == 0 {
-                // Whoever has all of them may be waiting for this very load to end.
-                return self.make(state);
-            }
-            drop(
-                home.returned.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner),
-            );
-            watch.look();
-            watch.check()?;
-        }
-    }
-
-    fn make(&self, mut state: MutexGuard<'_, State>) -> io::Result<Buffer<'_>> {
-        let home = self.buffers;
-        let gone = state.make_room(self.kind, home.capacity);
-        *state.count(self.kind) += 1;
-        // Under the lock, so that two threads of one load do not both get one beyond the limit.
-        self.held.fetch_add(1, Ordering::Relaxed);
-        drop(state);
-        drop(gone);
-        let mut buffer = Buffer { segment: None, home, held: Some(&self.held) };
-        buffer.segment = Some(home.make(self.kind, self.allocate)?);
-        Ok(buffer)
-    }
-
-    fn take(&self, mut state: MutexGuard<'_, State>) -> io::Result<Buffer<'_>> {
-        let segment = state.take(self.kind);
-        self.held.fetch_add(1, Ordering::Relaxed);
-        drop(state);
-        let mut buffer = Buffer { segment, home: self.buffers, held: Some(&self.held) };
-        // One that a device failed with goes back like any other.
-        buffer.segment.as_mut().map_or(Ok(()), Segment::wait)?;
-        Ok(buffer)
     }
 }
 
@@ -423,11 +265,7 @@ impl Drop for Buffer<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::{
-        sync::{mpsc, LazyLock},
-        thread,
-    };
+    use super::{segment::HUGE_PAGE, *};
 
     #[test]
     fn a_buffer_that_came_back_is_lent_again() {
@@ -473,62 +311,5 @@ mod tests {
         assert!(buffers.may_be_pinned(false) && !buffers.may_be_pinned(true));
         buffers.close();
         assert!(buffers.may_be_pinned(true));
-    }
-
-    fn no_host_memory(_: u64) -> io::Result<Box<dyn HostMemory>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// What the handlers of the tests below save with.
-    static SHARED: LazyLock<Buffers> = LazyLock::new(|| Buffers::new(SEGMENT_LEN));
-    static HANDLED: AtomicU64 = AtomicU64::new(0);
-
-    /// A handler that saves with the same buffers as what it interrupts.
-    fn handler() -> bool {
-        let ring = Ring::new(&SHARED, None, 1, &no_host_memory);
-        drop(ring.lend(&Watch::default()).unwrap());
-        HANDLED.fetch_add(1, Ordering::Relaxed);
-        false
-    }
-
-    #[test]
-    fn a_handler_can_use_the_buffers_of_what_it_interrupts() {
-        let (ended, end) = mpsc::channel();
-        thread::spawn(move || {
-            let ring = Ring::new(&SHARED, None, 1, &no_host_memory);
-            let only = ring.lend(&Watch::default()).unwrap();
-            thread::scope(|scope| {
-                // It keeps the only buffer until a handler was done with the same buffers.
-                let wait = || HANDLED.load(Ordering::Relaxed) == 0;
-                scope.spawn(move || {
-                    while wait() {
-                        thread::yield_now();
-                    }
-                    drop(only);
-                });
-                // Runs the handler while it waits for that one.
-                drop(ring.lend(&Watch::new(None, Some(handler))).unwrap());
-            });
-            // Runs it while it has the only one.
-            let only = ring.lend(&Watch::default()).unwrap();
-            Watch::new(None, Some(handler)).look();
-            drop(only);
-            ended.send(SHARED.held()).unwrap();
-        });
-        let held = end.recv_timeout(Duration::from_secs(60)).expect("the handler waits for ever");
-        assert_eq!((held, HANDLED.load(Ordering::Relaxed)), (SEGMENT_LEN, 2));
-    }
-
-    #[test]
-    fn a_ring_takes_one_beyond_its_limit_only_if_it_has_none() {
-        let buffers = Buffers::new(2 * SEGMENT_LEN);
-        let rings = [0, 1, 2].map(|_| Ring::new(&buffers, None, 1, &no_host_memory));
-        let all = rings.each_ref().map(|ring| ring.lend(&Watch::default()).unwrap());
-        assert_eq!(buffers.held(), 3 * SEGMENT_LEN);
-        let watch = Watch::new(None, Some(|| true));
-        assert!(rings[0].lend(&watch).is_err(), "it waits until it is stopped");
-        drop(all);
-        assert_eq!(buffers.held(), 2 * SEGMENT_LEN);
-        assert!(rings.iter().all(|ring| ring.held.load(Ordering::Relaxed) == 0));
     }
 }

@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(take_failure(&first).kind, "");
         assert_eq!(failure_kind(), "invalid argument");
         assert_eq!(take_failure(&second).reason, "second");
-        let many: Vec<String> = (0..REMEMBERED + 1).map(|at| fail(&at.to_string())).collect();
+        let many: Vec<String> = (0..=REMEMBERED).map(|at| fail(&at.to_string())).collect();
         assert_eq!(take_failure(&many[0]).kind, "");
         assert_eq!(take_failure(&many[1]).reason, "1");
     }

@@ -33,10 +33,9 @@ def handler(*_):
 
 signal.signal(signal.SIGALRM, handler)
 accelerator.set_bandwidth(64 << 20)
-signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+signal.setitimer(signal.ITIMER_REAL, 0.2)  # the load takes a second, and a handler may be slow
 loaded = veturboio.load(folder / "model", "sim:0", num_thread=threads, **options)
-signal.setitimer(signal.ITIMER_REAL, 0)
-assert handled, "no handler ran"
+assert len(handled) == 1
 for name, value in state.items():
     assert torch.equal(loaded[name].cpu(), value), name
 for again in handled:
