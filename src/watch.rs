@@ -1,6 +1,7 @@
 //! What the caller of a running load or save sees of it, and how he stops it.
 
 use std::{
+    cell::Cell,
     fmt,
     sync::{
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -12,6 +13,34 @@ use std::{
 
 /// How often the caller's thread looks whether it is wanted elsewhere.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// How many callers are being asked on this thread, each by the code that another one runs.
+    static ASKING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts a caller that is being asked.
+struct Asking;
+
+impl Asking {
+    fn begin() -> Self {
+        ASKING.set(ASKING.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKING.set(ASKING.get() - 1);
+    }
+}
+
+/// Whether this thread runs code of a caller that is being asked: what that load or save has is not
+/// released before this code ends.
+#[must_use]
+pub fn is_within_look() -> bool {
+    ASKING.get() > 0
+}
 
 /// The work was stopped because the caller asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,9 +122,11 @@ impl<'a> Watch<'a> {
         }
         *looked = Some(Instant::now());
         drop(looked);
+        let asking = Asking::begin();
         if self.interrupted.is_some_and(|interrupted| interrupted()) {
             self.stopped.store(true, Ordering::Relaxed);
         }
+        drop(asking);
     }
 
     /// # Errors
