@@ -4,8 +4,10 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`settings`] | the environment, and the file that the library reads |
+//! | [`environment`] | how the library learns of that file |
 //! | [`library`] | the library's C interface |
 
+mod environment;
 mod library;
 mod settings;
 
