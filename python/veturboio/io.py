@@ -153,7 +153,7 @@ def load(
         device = options.get("map_location")
         if names is not None or slices is not None or dtype is not None or device is None:
             raise
-        if _is_address(path):
+        if not _is_local(path):
             reason = f"{error.reason}, and torch.load reads paths only"
             text = f"{error}, and torch.load reads paths only"
             raise FormatError(text, _ops.shown(path), None, reason) from None
@@ -311,6 +311,18 @@ def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -
 def _is_address(path: str) -> bool:
     scheme, colon, _ = path.partition("://")
     return bool(colon) and scheme in _SCHEMES
+
+
+def _is_local(path: str) -> bool:
+    """Whether a name is a path of this machine to the core too, so that others may open it.
+
+    ``VETURBOIO_USE_SFCS_SDK=1`` makes all paths those of SFCS, but for shared memory: what lies at
+    the same path on this machine is another file.
+    """
+    if _is_address(path):
+        return False
+    sfcs = os.environ.get("VETURBOIO_USE_SFCS_SDK") == "1"
+    return not sfcs or path.startswith("/dev/shm/")
 
 
 def _options(options: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -17,7 +17,7 @@ import torch
 
 from veturboio import _ops
 from veturboio.errors import ArgumentError
-from veturboio.io import FilePath, _is_address, _options, _refuse, _wants_cipher
+from veturboio.io import FilePath, _is_local, _options, _refuse, _wants_cipher
 
 #: What a new file is created with; the process's umask takes from it.
 _MODE = 0o666
@@ -63,7 +63,7 @@ def save_pt(
     if not isinstance(state_dict, Mapping):
         found = type(state_dict).__name__
         raise TypeError(f"save {_ops.shown(path)}: state_dict is not a dict but a {found}")
-    if _is_address(path) or os.environ.get("VETURBOIO_USE_SFCS_SDK") == "1":
+    if not _is_local(path):
         with _temporary(state_dict, path) as whole:
             source = f"/proc/self/fd/{whole.fileno()}"
             _ops.send(source, path, overwrite=overwrite, storage_options=options)

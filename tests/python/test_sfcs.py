@@ -194,6 +194,88 @@ def test_settings_that_are_there_already_win(tmp_path: Path, sfcs: Callable[...,
     sfcs(code + "assert 'LIBCLOUDFS_CONF' not in os.environ or not os.environ['LIBCLOUDFS_CONF']")
 
 
+#: Ends the process where the list of variables is changed, once it has been told that it has threads.
+FORBIDDEN = """
+#include <stdlib.h>
+int is_forbidden;
+#define FORBID(name, ...) int name(__VA_ARGS__) { if (is_forbidden) abort(); return 0; }
+FORBID(setenv, const char *n, const char *v, int o)
+FORBID(unsetenv, const char *n)
+FORBID(putenv, char *t)
+FORBID(clearenv, void)
+"""
+
+
+def test_connecting_does_not_call_what_no_process_with_threads_may(
+    tmp_path: Path, sfcs: Callable[..., str]
+) -> None:
+    veturboio.save_file(STATE, tmp_path / "root/model")
+    (tmp_path / "forbidden.c").write_text(FORBIDDEN)
+    library = tmp_path / "forbidden.so"
+    source = str(tmp_path / "forbidden.c")
+    subprocess.run(["cc", "-w", "-shared", "-fPIC", "-o", str(library), source], check=True)
+    code = (
+        "import ctypes\n"
+        "program = ctypes.CDLL(None)\n"
+        "program.getenv.restype = ctypes.c_char_p\n"
+        "ctypes.c_int.in_dll(program, 'is_forbidden').value = 1\n"
+        "before = program.getenv(b'SFCS_FSNAME')\n"
+        f"NAME = 'sfcs://model'\n{SAME}"
+        "assert not program.getenv(b'LIBCLOUDFS_CONF')\n"
+        "assert program.getenv(b'SFCS_FSNAME') == before == b'fs'\n"
+        "import subprocess, sys\n"
+        "code = 'import os; print(os.environ.get(\"LIBCLOUDFS_CONF\", \"\") == \"\")'\n"
+        "told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
+        "assert told.stdout == 'True\\n', told\n"
+    )
+    sfcs(code, LD_PRELOAD=str(library))
+
+
+def test_a_child_of_one_that_connects_makes_settings_of_its_own(
+    tmp_path: Path, sfcs: Callable[..., str]
+) -> None:
+    """It has inherited a name of what only its parent has open."""
+    veturboio.save_file(STATE, tmp_path / "root/model")
+    sfcs(f"NAME = 'sfcs://model'\n{SAME}", LIBCLOUDFS_CONF="/proc/self/fd/4711")
+
+
+@pytest.mark.parametrize("name", ["odd.pt", "sfcs://odd.pt"])
+def test_no_fallback_reads_a_path_of_this_machine(
+    tmp_path: Path, sfcs: Callable[..., str], name: str
+) -> None:
+    """What lies at the same path here is another file: one that torch.load would read."""
+    named = str(tmp_path / "odd.pt") if name == "odd.pt" else name
+    inside = tmp_path / "root" / named.removeprefix("sfcs://").lstrip("/")
+    inside.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"a": torch.nn.Linear(2, 2)}, inside)
+    torch.save({"a": torch.arange(3)}, tmp_path / "odd.pt")
+    here = str(tmp_path / "odd.safetensors")
+    veturboio.save_file({"here": torch.ones(1)}, here)
+    for arguments in ("", ", names=['a']", ", dtype=torch.float16", ", map_location={'': 'cpu'}"):
+        told = sfcs(refused(f"veturboio.load({named!r}{arguments})"), VETURBOIO_USE_SFCS_SDK="1")
+        assert told.startswith(("FormatError", "UnknownNameError")), told
+    code = (
+        "import sys\n"
+        "from veturboio import convert\n"
+        f"print(convert.main(['-i', {named!r}]), convert.main(['-d', '-i', {here!r}]))\n"
+    )
+    assert sfcs(code, VETURBOIO_USE_SFCS_SDK="1").endswith("1 1\n")
+    assert veturboio.load(here).keys() == {"here"}
+
+
+def test_the_command_converts_in_sfcs(tmp_path: Path, sfcs: Callable[..., str]) -> None:
+    torch.save(STATE, tmp_path / "root/model.pt")
+    code = (
+        "from veturboio import convert\n"
+        "assert convert.main(['-i', '/model.pt', '--validate-result']) == 0\n"
+        "assert convert.main(['-i', '/model.pt']) == 1  # is there already\n"
+        f"NAME = '/model.safetensors'\n{SAME}"
+    )
+    sfcs(code, VETURBOIO_USE_SFCS_SDK="1")
+    assert (tmp_path / "root/model.safetensors").exists()
+    assert not Path("/model.safetensors").exists()
+
+
 def test_a_forked_child_connects_anew(tmp_path: Path, sfcs: Callable[..., str]) -> None:
     veturboio.save_file(STATE, tmp_path / "root/model")
     sfcs(
