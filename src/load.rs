@@ -257,6 +257,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     let Described { again, plan, .. } = wanted(&*file, path, request)?;
     let Choice { way, num_thread, reason, .. } = chosen(&*file, &plan, again, request);
     let how = match way {
+        _ if file.is_sequential() => "read out of one answer",
         _ if file.file_system().storage == Storage::Object => "read by range",
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
@@ -320,7 +321,13 @@ fn job<'a>(
 }
 
 pub(crate) fn chosen(file: &dyn Source, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {
-    choose(request.wish, &facts(file, plan, again))
+    let facts = facts(file, plan, again);
+    if !file.is_sequential() {
+        return choose(request.wish, &facts);
+    }
+    let reason = "the server sends no ranges of one version".to_owned();
+    let wish = Wish { num_thread: 1, ..request.wish };
+    Choice { reason, ..choose(wish, &facts) }
 }
 
 /// Leaves the page cache as it was before the header was read.

@@ -87,6 +87,9 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
             parts.push(Part { copy, block, target });
         }
     }
+    if job.file.is_sequential() {
+        parts.sort_by_key(|part| part.block.from.start);
+    }
     let direct = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
     job.for_each(parts, |Part { copy, block, target }| {
         let read = |offset, bytes: &mut [u8]| {

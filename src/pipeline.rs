@@ -80,7 +80,11 @@ pub fn run(
     targets: &dyn Targets,
 ) -> Result<(), Failed> {
     let ran = targets.begin().map_err(Failed::Device).and_then(|()| {
-        carry(job, way, stages(parcels, stage_len(job, parcels)), targets)?;
+        let mut stages = stages(parcels, stage_len(job, parcels));
+        if job.file.is_sequential() {
+            stages.sort_by_key(|stage| stage.from.start);
+        }
+        carry(job, way, stages, targets)?;
         targets.finish().map_err(Failed::Device)
     });
     if ran.is_err() {

@@ -54,6 +54,20 @@ impl LocalFile {
         Ok(Self { path: path.to_owned(), file, len, owner })
     }
 
+    /// A file that is open already, by the name that messages are to use.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn of(file: File, name: &Path) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let (len, owner) = (metadata.len(), metadata.uid());
+        Ok(Self { path: name.to_owned(), file, len, owner })
+    }
+
+    /// The same file as if it ended after `len` bytes, no later than it does.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn cut(self, len: u64) -> Self {
+        Self { len: len.min(self.len), ..self }
+    }
+
     /// Whether the kernel tells this process what the page cache holds of the file: it tells the
     /// owner, and whoever may write to it.
     pub(crate) fn is_ours(&self) -> bool {
@@ -74,12 +88,6 @@ impl LocalFile {
             // hint not taken.
             unsafe { libc::posix_fadvise(fd, 0, BEGINNING, libc::POSIX_FADV_DONTNEED) };
         }
-    }
-
-    /// The same file by the name that messages are to use.
-    #[cfg(feature = "cloud")]
-    pub(crate) fn called(self, name: &Path) -> Self {
-        Self { path: name.to_owned(), ..self }
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -143,6 +143,11 @@ pub trait Source: Send + Sync + Debug {
         None
     }
 
+    /// Whether it is read from its beginning to its end only: what has passed costs another passage.
+    fn is_sequential(&self) -> bool {
+        false
+    }
+
     /// What sort of storage it lies on.
     fn file_system(&self) -> FileSystem;
 

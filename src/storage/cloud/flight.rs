@@ -4,11 +4,16 @@
 //! requests in flight. All take from one queue. When the store says that it is too much, fewer are
 //! sent, and then one more for each that comes back well.
 
-use super::{line::Line, object::Object};
+use super::{
+    cache::{Keep, PIECE},
+    line::Line,
+    object::Object,
+};
 use crate::{processors::processors, storage::Scattered, watch::Watch};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::{
     io,
+    ops::Range,
     sync::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
         Condvar, Mutex, PoisonError,
@@ -29,7 +34,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// What the loops have in common.
 struct Flight<'a, 'p> {
     object: &'a Object,
-    queue: Mutex<vec::IntoIter<Scattered<'p>>>,
+    queue: Mutex<vec::IntoIter<Task<'p>>>,
+    /// Memory for what is kept elsewhere, while it is not in use.
+    idle: Mutex<Vec<Vec<u8>>>,
     /// How many may be in flight, and how many are.
     limit: AtomicUsize,
     flying: AtomicUsize,
@@ -40,6 +47,24 @@ struct Flight<'a, 'p> {
     ended: Condvar,
 }
 
+/// Bytes that are asked for.
+enum Task<'p> {
+    Fill(Scattered<'p>),
+    Keep(Range<u64>, &'p Keep<'p>),
+}
+
+/// Requests in flight while an object is downloaded to be kept.
+const DOWNLOADS: usize = 32;
+
+/// Hands the whole of an object to `keep`, by pieces.
+pub fn download(object: &Object, len: u64, keep: &Keep<'_>, watch: &Watch<'_>) -> io::Result<()> {
+    let pieces = (0..len.div_ceil(PIECE)).map(|index| {
+        let start = index * PIECE;
+        Task::Keep(start..len.min(start + PIECE), keep)
+    });
+    run(object, pieces.collect(), DOWNLOADS, watch)
+}
+
 /// Fills `pieces` with at most `num_thread` requests in flight.
 pub fn fly(
     object: &Object,
@@ -47,11 +72,21 @@ pub fn fly(
     num_thread: usize,
     watch: &Watch<'_>,
 ) -> io::Result<()> {
-    let most = num_thread.min(pieces.len()).max(1);
+    run(object, pieces.into_iter().map(Task::Fill).collect(), num_thread, watch)
+}
+
+fn run(
+    object: &Object,
+    tasks: Vec<Task<'_>>,
+    num_thread: usize,
+    watch: &Watch<'_>,
+) -> io::Result<()> {
+    let most = num_thread.min(tasks.len()).max(1);
     let loops = most.div_ceil(EACH).min(processors()).clamp(1, MAX_LOOPS);
     let flight = Flight {
         object,
-        queue: Mutex::new(pieces.into_iter()),
+        queue: Mutex::new(tasks.into_iter()),
+        idle: Mutex::default(),
         limit: AtomicUsize::new(most),
         flying: AtomicUsize::new(0),
         most,
@@ -103,9 +138,9 @@ impl<'p> Flight<'_, 'p> {
                     is_held = true;
                     break;
                 }
-                let Some(piece) = lock(&self.queue).next() else { break };
+                let Some(task) = lock(&self.queue).next() else { break };
                 self.flying.fetch_add(1, Ordering::Relaxed);
-                flying.push(self.fetch(line, piece, watch));
+                flying.push(self.fetch(line, task, watch));
             }
             match flying.next().await {
                 Some(done) => done?,
@@ -115,9 +150,28 @@ impl<'p> Flight<'_, 'p> {
         }
     }
 
-    async fn fetch(&self, line: &Line, piece: Scattered<'p>, watch: &Watch<'_>) -> io::Result<()> {
+    async fn fetch(&self, line: &Line, task: Task<'p>, watch: &Watch<'_>) -> io::Result<()> {
         let _landed = Landed(&self.flying);
-        let Scattered { offset, bytes } = piece;
+        match task {
+            Task::Fill(Scattered { offset, bytes }) => self.ask(line, bytes, offset, watch).await,
+            Task::Keep(Range { start, end }, keep) => {
+                let mut bytes = lock(&self.idle).pop().unwrap_or_default();
+                bytes.resize((end - start) as usize, 0);
+                self.ask(line, &mut bytes, start, watch).await?;
+                keep(start, &bytes)?;
+                lock(&self.idle).push(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        line: &Line,
+        bytes: &mut [u8],
+        offset: u64,
+        watch: &Watch<'_>,
+    ) -> io::Result<()> {
         let fewer = || {
             let halve = |limit: usize| Some((limit / 2).max(1));
             let _ = self.limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, halve);

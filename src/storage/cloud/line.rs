@@ -84,13 +84,23 @@ impl Lines {
 
     /// Does `work` with a line.
     pub fn with<T>(&self, work: impl FnOnce(&Line) -> io::Result<T>) -> io::Result<T> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let line = match idle {
-            Some(line) => line,
-            None => Line::new(&self.recipe)?,
-        };
+        let line = self.take()?;
         let done = work(&line);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        self.give(line);
         done
+    }
+
+    /// Hands out a line, to be given back.
+    pub fn take(&self) -> io::Result<Line> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(line) => Ok(line),
+            None => Line::new(&self.recipe),
+        }
+    }
+
+    /// Takes a line back for the next who wants one.
+    pub fn give(&self, line: Line) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 }
