@@ -8,6 +8,7 @@ children of ``OSError`` are made here, with the errno.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,8 +124,12 @@ def shown(file: str) -> str:
     if not file.startswith(("http://", "https://")):
         return file
     scheme, _, rest = file.partition("://")
-    host, slash, path = rest.split("?")[0].split("#")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    bare = rest.split("?")[0].split("#")[0]
+    user, at, host = re.split(r"[/\\]", bare, maxsplit=1)[0].rpartition("@")
+    # Where it is not clear which host is meant, neither is what a password is.
+    if re.fullmatch(r"(\[[^]]*\]|[^:\]]+)(:[0-9]*)?", host) is None:
+        return f"{scheme}://***"
+    return f"{scheme}://{bare.removeprefix(user + at)}"
 
 
 def _exception(

@@ -194,7 +194,7 @@ def test_settings_that_are_there_already_win(tmp_path: Path, sfcs: Callable[...,
     sfcs(code + "assert 'LIBCLOUDFS_CONF' not in os.environ or not os.environ['LIBCLOUDFS_CONF']")
 
 
-#: Ends the process where the list of variables is changed, once it has been told that it has threads.
+#: Ends the process where the list of variables is changed, once that is forbidden.
 FORBIDDEN = """
 #include <stdlib.h>
 int is_forbidden;
@@ -224,7 +224,7 @@ def test_connecting_does_not_call_what_no_process_with_threads_may(
         "assert not program.getenv(b'LIBCLOUDFS_CONF')\n"
         "assert program.getenv(b'SFCS_FSNAME') == before == b'fs'\n"
         "import subprocess, sys\n"
-        "code = 'import os; print(os.environ.get(\"LIBCLOUDFS_CONF\", \"\") == \"\")'\n"
+        'code = \'import os; print(os.environ.get("LIBCLOUDFS_CONF", "") == "")\'\n'
         "told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
         "assert told.stdout == 'True\\n', told\n"
     )

@@ -76,8 +76,10 @@ class Bucket:
         self.objects[path] = content, tag
         self.is_open = False
         if not lost:
-            return xml("CompleteMultipartUploadResult", ETag=tag) if tag.count("-") else Answer(
-                200, {"ETag": tag}
+            return (
+                xml("CompleteMultipartUploadResult", ETag=tag)
+                if tag.count("-")
+                else Answer(200, {"ETag": tag})
             )
         if self.another is not None:
             self.objects[path] = self.another, self.tag(b"another", "-2" if "-" in tag else "")
@@ -161,7 +163,7 @@ def test_another_object_of_the_same_length_is_not_taken_for_it(
     content[-1] ^= 1
     bucket = Bucket(is_plain=plain, another=bytes(content))
     server.answer = bucket
-    with pytest.raises(OSError, match="s3://bucket/model: .*another object stands there now"):
+    with pytest.raises(OSError, match=r"s3://bucket/model: .*another object stands there now"):
         save(server, LARGE, overwrite=overwrite)
     assert bucket.objects["/bucket/model"][0] == bytes(content)
 

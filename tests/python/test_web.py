@@ -88,6 +88,30 @@ def test_a_server_that_ignores_ranges(
     assert same(load(server, cache_dir=tmp_path / "cache"), state(1))
 
 
+def test_an_answer_that_ends_with_its_connection(server: Server, content: bytes) -> None:
+    """As servers of HTTP/1.0 send what they make as they go."""
+    server.answer = lambda request: Answer(200, body=content, endless=True)
+    assert same(load(server), state(1))
+    assert same(load(server, names=["c"]), {"c": state(1)["c"]})
+    server.answer = lambda request: Answer(200, body=content[:-1], endless=True)
+    with pytest.raises(veturboio.FormatError):
+        load(server)
+
+
+def test_a_store_that_ignores_ranges(server: Server, content: bytes) -> None:
+    options = {
+        "aws_endpoint_url": server.address,
+        "aws_access_key_id": "key",
+        "aws_secret_access_key": "very-secret",
+        "retry_timeout": "3",
+    }
+    server.answer = File(content, tag='"one"', modified=THEN, ranges=False)
+    assert same(veturboio.load("s3://bucket/model", storage_options=options), state(1))
+    assert len(server.requests) == 2
+    part = veturboio.load("s3://bucket/model", names=["b"], storage_options=options)
+    assert same(part, {"b": state(1)["b"]})
+
+
 def test_why_one_answer_is_read(server: Server, content: bytes) -> None:
     address = f"{server.address}/model"
     server.answer = File(content, ranges=False)
@@ -341,6 +365,25 @@ def test_user_and_password_are_decoded(
     with pytest.raises(ValueError, match="a user's name cannot have a colon") as refused:
         veturboio.load("http://a%3Ab:very-secret@host/model")
     assert "very-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:pa?very-secret@host/model",
+        "http://user:pa#very-secret@host/model",
+        "http://user:very-secret\\@host/model",
+        "http://user:very-secret@host:nonsense/model",
+        "http://user:very-secret@/model",
+        "http://user:very-secret",
+    ],
+)
+def test_an_address_that_is_none_is_not_shown_with_its_password(address: str) -> None:
+    for call in (veturboio.load, veturboio.metadata, veturboio.explain):
+        with pytest.raises((ValueError, OSError)) as refused:
+            call(address)
+        text = str(refused.value) + repr(refused.value)
+        assert "very-secret" not in text and ":pa" not in text
 
 
 @pytest.mark.parametrize(

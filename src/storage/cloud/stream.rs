@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn what_has_just_passed_can_be_read_again() {
-        let object: Vec<u8> = (0..3 * RECENT).map(|at| (at * 7 >> 3) as u8).collect();
+        let object: Vec<u8> = (0..3 * RECENT).map(|at| ((at * 7) >> 3) as u8).collect();
         let mut flow = Flow::new(stream::empty().boxed());
         for chunk in object.chunks(300_000) {
             flow.pass(Bytes::copy_from_slice(chunk));

@@ -203,7 +203,7 @@ fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
     let (first, last) = range.split_once('-')?;
     let (first, last, len): (u64, u64, u64) =
         (first.trim().parse().ok()?, last.trim().parse().ok()?, len.trim().parse().ok()?);
-    (first <= last && last < len).then_some((first..last + 1, len))
+    (first <= last && last < len).then(|| (first..last + 1, len))
 }
 
 #[cfg(test)]

@@ -314,7 +314,7 @@ mod tests {
     const LEN: u64 = 3 * CHUNK + 12_345;
 
     fn content() -> Vec<u8> {
-        (0..LEN).map(|at| (at * 31 >> 3) as u8).collect()
+        (0..LEN).map(|at| ((at * 31) >> 3) as u8).collect()
     }
 
     fn write(path: &Path, key: &Key) {
