@@ -77,7 +77,7 @@ fn builder(told: &Told<'_>) -> Result<ClientBuilder, String> {
     if told.yes(Key::RandomizeAddresses) {
         builder = builder.dns_resolver(Arc::new(Shuffled));
     }
-    Ok(protocol(timed(builder, told)?, told)?)
+    protocol(timed(builder, told)?, told)
 }
 
 fn proxy(told: &Told<'_>) -> Result<Option<Proxy>, String> {

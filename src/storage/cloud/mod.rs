@@ -47,7 +47,7 @@ use crate::{
     error::{Error, Result},
     watch::Watch,
 };
-use cache::{Cache, Remote};
+use cache::Cache;
 use open::Opened;
 use std::path::Path;
 use store::Recipe;
@@ -61,12 +61,10 @@ pub fn open(
 ) -> Result<Box<dyn Source>> {
     let recipe = recipe("open", path, (scheme, rest), options)?;
     let (origin, max_bytes) = (recipe.origin.clone(), recipe.cache_max_bytes);
-    let remote: Box<dyn Remote> =
-        match open::open(path, scheme.name(), recipe, options.first, watch)? {
-            Opened::Object(object) => Box::new(object),
-            Opened::Stream(stream) => Box::new(stream),
-            Opened::File(file) => return Ok(Box::new(file)),
-        };
+    let remote = match open::open(path, scheme.name(), recipe, options.first, watch)? {
+        Opened::Remote(remote) => remote,
+        Opened::File(file) => return Ok(Box::new(file)),
+    };
     let Some(directory) = &options.cache_dir else { return Ok(remote) };
     // Who wants a part only shall not wait for the whole.
     let is_whole = options.first == FIRST;

@@ -6,6 +6,7 @@
 
 use super::{
     answer::{Answer, Body},
+    cache::Remote,
     fault::{Fault, Patience},
     line::{Line, Lines},
     object::Object,
@@ -27,8 +28,8 @@ const MAX_LEN: u64 = 1 << 60;
 /// An object that is open, in one of the ways that it can be read.
 #[derive(Debug)]
 pub enum Opened {
-    Object(Object),
-    Stream(Stream),
+    Remote(Box<dyn Remote>),
+    /// A copy, of an object of unknown length.
     File(LocalFile),
 }
 
@@ -58,11 +59,11 @@ pub fn open(
     Ok(match begun {
         Begun::Ranges(version, head) => {
             lines.give(line);
-            Opened::Object(Object::new(name, kind, lines, (version, head)))
+            Opened::Remote(Box::new(Object::new(name, kind, lines, (version, head))))
         }
         Begun::Flow(version, head, flow) => {
             let flow = flow.map(|flow| (flow, line));
-            Opened::Stream(Stream::new(name, lines, (version, head), flow))
+            Opened::Remote(Box::new(Stream::new(name, lines, (version, head), flow)))
         }
         Begun::File(file) => Opened::File(LocalFile::of(file, path).map_err(failed)?),
     })

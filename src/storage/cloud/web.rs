@@ -95,15 +95,12 @@ fn resolved(text: &str) -> Vec<u8> {
     while let [byte, after @ ..] = rest {
         let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
         let number = digit(0).zip(digit(1)).filter(|_| *byte == b'%');
-        match number {
-            Some((high, low)) => {
-                bytes.push((high * 16 + low) as u8);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*byte);
-                rest = after;
-            }
+        if let Some((high, low)) = number {
+            bytes.push((high * 16 + low) as u8);
+            rest = &after[2..];
+        } else {
+            bytes.push(*byte);
+            rest = after;
         }
     }
     bytes

@@ -81,7 +81,7 @@ fn open(path: &Path) -> Option<File> {
     let metadata = file.metadata().ok()?;
     // SAFETY: geteuid takes nothing and cannot fail.
     let us = unsafe { libc::geteuid() };
-    let is_ours = metadata.is_file() && metadata.uid() == us && metadata.mode() & 0o077 == 0;
+    let is_ours = metadata.is_file() && metadata.uid() == us && metadata.mode() & 0o777 == 0o600;
     is_ours.then_some(file)
 }
 
