@@ -26,6 +26,7 @@
 //! | `watch` | what a caller sees of a running load or save, and how he stops it |
 //! | `error` | what can go wrong, and the words for it |
 //! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
+//! | `limits` | what system, control groups and the process's own limits leave to be taken |
 //! | `processors` | how many processors this process may use |
 //! | `threads` | threads that live as long as one load or save |
 //! | `storage` | where bytes lie: files to read, files that become whole or not at all |
@@ -62,6 +63,7 @@ mod facts;
 mod ffi;
 mod fill;
 pub mod format;
+mod limits;
 mod load;
 mod memory;
 mod pipeline;
