@@ -67,6 +67,13 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Says that `bytes` of those that counted as moved have to be moved after all.
+    pub fn take_back(&self, bytes: u64) {
+        if let Some([done, _]) = self.counters {
+            done.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+        }
+    }
+
     /// Says that everything is moved, whatever was counted beside it.
     pub fn finish(&self) {
         if let Some([done, of]) = self.counters {
