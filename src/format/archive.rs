@@ -7,6 +7,7 @@
 //! each key its count of elements and their bytes. Source: `torch/serialization.py` of torch 2.13.
 
 use super::{
+    identify::identify_zip,
     one,
     pickle::{self, Pickle, Value},
     pytorch::{Checkpoint, Refusal, Storage},
@@ -107,7 +108,7 @@ impl Archive {
                 return Err(Malformed::new(reason).into());
             }
         }
-        let root = root.ok_or_else(|| Malformed::new("zip archive is no checkpoint of PyTorch"))?;
+        let root = root.ok_or_else(|| no_checkpoint(&entries))?;
         let [version, order, bytes] = whole(read, &entries, &root)?;
         let version = version.unwrap_or_default();
         if !is_known(&version) {
@@ -222,6 +223,12 @@ impl Archive {
         }
         Ok(Self::of(checkpoint, &found, false)?)
     }
+}
+
+fn no_checkpoint(entries: &HashMap<String, Entry>) -> Malformed {
+    let names: Vec<&str> = entries.keys().map(String::as_str).collect();
+    let what = identify_zip(&names).map(|words| format!(": {words}")).unwrap_or_default();
+    Malformed::new(format!("zip archive is no checkpoint of PyTorch{what}"))
 }
 
 /// Reads the entries that have to be in memory as wholes: version, byte order and pickle.

@@ -9,6 +9,7 @@ pub mod alias;
 pub mod archive;
 pub mod dtype;
 pub mod encode;
+pub mod identify;
 pub mod json;
 pub mod pickle;
 pub mod pytorch;
