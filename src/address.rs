@@ -108,6 +108,25 @@ pub fn shown(path: &Path) -> Cow<'_, Path> {
     }
 }
 
+/// The same for a message, in one line of UTF-8: other bytes and control characters are escaped, as
+/// Python does it.
+pub fn printable(path: &Path) -> String {
+    let path = shown(path);
+    let mut text = String::with_capacity(path.as_os_str().len());
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                // A NUL would end the text for C++, and with it the reason.
+                '\0' => text.push_str("\\0"),
+                letter if letter.is_control() => text.extend(letter.escape_default()),
+                letter => text.push(letter),
+            }
+        }
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
+}
+
 const SCHEMES: [&[u8]; 9] =
     [b"file", b"sfcs", b"hdfs", b"s3", b"tos", b"gs", b"az", b"http", b"https"];
 
@@ -163,6 +182,15 @@ mod tests {
         for text in ["model", "/a/b", "a://b", "s3:/a", "C://x", "file:/a"] {
             assert_eq!(at(text), Some(Place::Local(Path::new(text).into())), "{text}");
         }
+    }
+
+    #[test]
+    fn a_message_shows_every_byte_of_a_name() {
+        let printed = |bytes: &[u8]| printable(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(printed("a/é \\x".as_bytes()), "a/é \\x");
+        assert_eq!(printed(b"caf\xe9.pt"), "caf\\xe9.pt");
+        assert_eq!(printed(b"a\nb\x1b\0\xff"), "a\\nb\\u{1b}\\0\\xff");
+        assert_eq!(printed(b"https://u:p\xe9@host/a\xe9?b"), "https://host/a\\xe9");
     }
 
     #[test]

@@ -173,9 +173,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A NUL would end the text for C++, and with it the reason.
-        let file = self.file.display().to_string().replace('\0', "\\0");
-        write!(f, "{} {file}: ", self.action)?;
+        write!(f, "{} {}: ", self.action, address::printable(&self.file))?;
         if let Some(name) = &self.tensor {
             write!(f, "tensor {}: ", shown(name))?;
         }

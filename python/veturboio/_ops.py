@@ -8,6 +8,7 @@ children of ``OSError`` are made here, with the errno.
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ from veturboio.errors import ArgumentError, FormatError, UnknownNameError
 
 _interrupts.install()
 
+#: Addresses of stores, which are UTF-8; those of files are paths.
+_TEXTS = ("s3://", "tos://", "gs://", "az://", "http://", "https://")
+
 
 def load(file: str, **options: Any) -> Any:
     """Load a file: the tensors of a safetensors file by name, the values of a PyTorch file."""
@@ -32,13 +36,15 @@ def load(file: str, **options: Any) -> Any:
         return _checkpoint.build(structure, tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = f"its values cannot be built: {error}"
-    file = shown(file)
-    raise FormatError(f"read {file}: {reason}", file, None, reason)
+    raise FormatError(f"read {printable(file)}: {reason}", shown(file), None, reason)
 
 
-def names(file: str, **options: Any) -> list[str]:
-    """Tell which tensors a load would return, by the names that lead to them."""
-    return list(_call("load", file, _path(file), map_location=torch.device("meta"), **options))
+def names(file: str, **options: Any) -> tuple[list[str], str]:
+    """Tell which tensors a load would return, by the names that lead to them, and of which version.
+
+    Given that version, a load of any other fails with ``ESTALE``.
+    """
+    return _call("_names", file, _path(file), **options)  # type: ignore[no-any-return]
 
 
 def fill(file: str, state_dict: Mapping[str, torch.Tensor], **options: Any) -> None:
@@ -86,6 +92,8 @@ def metadata(file: str, **options: Any) -> dict[str, str]:
 
 
 def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
+    if options.get("cache_dir") is not None:
+        options["cache_dir"] = _path(options["cache_dir"])
     _interrupts.take()  # what ended a scripted call, which could not raise it
     try:
         return getattr(torch.ops.veturboio, name)(*arguments, **options)
@@ -110,12 +118,16 @@ def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _path(file: str) -> str | bytes:
-    """The path as an operator takes it: bytes where it is not UTF-8, which pybind passes on."""
+    """The path as an operator takes it, which has the bytes of ``os.fsencode`` in every locale.
+
+    pybind encodes a str as UTF-8 and passes bytes on. An address is text, whatever the locale.
+    """
+    is_text = file.startswith(_TEXTS)
+    path = file.encode(errors="surrogateescape") if is_text else os.fsencode(file)
     try:
-        file.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(file)
-    return file
+        return path.decode()
+    except UnicodeDecodeError:
+        return path
 
 
 def shown(file: str) -> str:
@@ -125,6 +137,19 @@ def shown(file: str) -> str:
     scheme, _, rest = file.partition("://")
     host, slash, path = rest.split("?")[0].split("#")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def printable(file: str) -> str:
+    """The same for a message: in one line that every encoding of UTF-8 can write."""
+    return "".join(map(_escaped, shown(file)))
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte that the locale has no letter for
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if unicodedata.category(letter) in ("Cc", "Cs"):
+        return letter.encode("unicode_escape").decode()
+    return letter
 
 
 def _exception(
