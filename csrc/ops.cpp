@@ -92,7 +92,30 @@ TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
   return state_dict;
 }
 
-// Fills the caller's tensors: the core those in host memory, torch what it leaves.
+// Copies what the core has left, elements of one dtype to elements of the same.
+void copy_left(Filled& filled, const StateDict& tensors) {
+  const at::NoGradGuard no_grad;
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
+  Loaded& loaded = filled.loaded;
+  const auto sources =
+      make_tensors(loaded.tensors, loaded.storages, std::move(loaded.region), none);
+  for (std::size_t index = 0; index < filled.left.size(); ++index) {
+    const auto& [name, tensor] = tensors.at(filled.left.at(index));
+    at::Tensor target = tensor.view({-1});
+    at::Tensor source = sources->at(loaded.names.at(index).tensor).reshape({-1});
+    TORCH_INTERNAL_ASSERT(source.scalar_type() == target.scalar_type() &&
+                          name == std::string(loaded.names.at(index).name));
+    target = target.narrow(0, 0, source.numel());
+    // torch does not copy every type of one byte.
+    if (source.element_size() == 1 && !target.is_neg()) {
+      source = source.view(at::kByte);
+      target = target.view(at::kByte);
+    }
+    target.copy_(source);
+  }
+}
+
+// Fills the caller's tensors: the core those in memory that it can write to, torch what it leaves.
 void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDict& targets,
                   bool use_pinmem, const IOHelper& helper, std::int64_t* progress) {
   StateDict tensors;
@@ -103,20 +126,10 @@ void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDic
   const LoadRequest request = wanted.request(/*structured=*/false);
   Targets devices(use_pinmem, /*one_allocation=*/false);
   devices.fill(tensors);
-  const rust::Vec<std::size_t> left = calling(
+  Filled filled = calling(
       [&] { return fill(path(file), request, tensors, devices, helper.buffers(), progress); });
-  if (left.empty()) {
-    return;
-  }
-  const at::NoGradGuard no_grad;
-  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
-  Loaded loaded = calling(
-      [&] { return load(path(file), request, none, helper.buffers(), /*progress=*/nullptr); });
-  const TensorDict sources = named(loaded, tensors_of(wanted, loaded, none));
-  for (const std::size_t index : left) {
-    const auto& [name, target] = tensors.at(index);
-    const at::Tensor source = sources.at(name).reshape({-1});
-    target.view({-1}).narrow(0, 0, source.numel()).copy_(source);
+  if (!filled.left.empty()) {
+    copy_left(filled, tensors);
   }
 }
 
@@ -181,7 +194,8 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
     const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
     std::optional<at::ScalarType> dtype, bool one_allocation,
-    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir) {
+    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+    std::optional<std::string> version) {
   check_helper(file, helper, use_pinmem);
   const Wanted wanted{num_thread,
                       use_direct_io,
@@ -191,7 +205,8 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
                       map_location,
                       std::move(devices),
                       dtype,
-                      {std::move(storage_options), std::move(cache_dir)}};
+                      {std::move(storage_options), std::move(cache_dir)},
+                      std::move(version)};
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -201,6 +216,30 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     tensors.clear();
   }
   return {std::move(state_dict), std::move(tensors), std::string(loaded.structure)};
+}
+
+std::tuple<std::vector<std::string>, std::string> names_op(
+    const std::string& file, std::int64_t num_thread, std::optional<std::vector<std::string>> names,
+    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir) {
+  const Wanted wanted{num_thread,
+                      /*use_direct_io=*/false,
+                      {},
+                      std::move(names),
+                      std::move(slices),
+                      at::Device(at::kMeta),
+                      {},
+                      {},
+                      {std::move(storage_options), std::move(cache_dir)}};
+  const LoadRequest request = wanted.request(/*structured=*/false);
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
+  const Loaded loaded = load_through(file, request, none, /*use_pinmem=*/false, {}, {});
+  std::vector<std::string> found;
+  found.reserve(loaded.names.size());
+  for (const Name& name : loaded.names) {
+    found.emplace_back(name.name);
+  }
+  return {std::move(found), std::string(loaded.version)};
 }
 
 void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
@@ -340,7 +379,9 @@ TORCH_LIBRARY(veturboio, m) {
   // tensors to be filled in place, and returned. `use_pinmem`: through page-locked memory, for a
   // device. `helper`: keeps the memory that a load needs beside its tensors. `way`: auto (or the
   // variable VETURBOIO_WAY), map, read, direct or uring. `names`: the tensors wanted. `slices`: of
-  // some tensors, dimension, start and stop for each cut; what is not wanted is not read.
+  // some tensors, dimension, start and stop for each cut; what is not wanted is not read. A stop of
+  // -2^63 takes the one element at start and drops the dimension; three numbers whose stop is
+  // -2^63 + 1 give the cut before a step, which stands in place of start.
   // `progress`: as for save. `devices`: devices by name, or by what names begin with up to a dot;
   // the longest decides, `map_location` for those that none names. `dtype`: what tensors of
   // floating point are converted to. `one_allocation`: one piece of memory for all tensors on a
@@ -364,9 +405,16 @@ TORCH_LIBRARY(veturboio, m) {
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
-         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None, str? version=None) -> "
          "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
          &load_values_op);
+
+  // The names of the tensors that a load would return, and which version of the file has them:
+  // given to `_load_values`, any other is refused with ESTALE.
+  define(m,
+         "_names(str file, *, int num_thread=32, str[]? names=None, Dict(str, int[])? slices=None, "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> (str[] names, str version)",
+         &names_op);
 
   // Reads a file as it is into a uint8[length] CPU tensor, once it has been found well formed.
   define(m,

@@ -25,7 +25,11 @@ struct Store {
   std::optional<std::string> cache_dir;
 
   StorageOptions told() const {
-    StorageOptions told{.pairs = {}, .cache_dir = cache_dir.value_or("")};
+    StorageOptions told{.pairs = {}, .cache_dir = {}};
+    // A path is bytes, whatever their encoding.
+    for (const char byte : cache_dir.value_or("")) {
+      told.cache_dir.push_back(static_cast<std::uint8_t>(byte));
+    }
     if (options.has_value()) {
       for (const auto& entry : *options) {
         told.pairs.push_back(Pair{entry.key(), entry.value()});
@@ -46,6 +50,8 @@ struct Wanted {
   std::optional<DeviceDict> devices = {};
   std::optional<at::ScalarType> dtype = {};
   Store store = {};
+  // The only version of the file that is wanted, if it is not any.
+  std::optional<std::string> version = {};
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
@@ -64,6 +70,7 @@ struct Wanted {
         .converted = dtype.has_value(),
         .dtype = static_cast<std::int8_t>(dtype.value_or(at::kFloat)),
         .storage = store.told(),
+        .version = version.value_or(""),
     };
     if (map_location.has_value() && !is_meta()) {
       request.devices.push_back(rule("", *map_location));

@@ -52,6 +52,8 @@ pub(crate) mod bridge {
         converted: bool,
         dtype: i8,
         storage: StorageOptions,
+        /// What a file called its version when it was asked for names; empty for any.
+        version: String,
     }
 
     /// The device of a name, or of all names that begin with it and a dot.
@@ -88,11 +90,12 @@ pub(crate) mod bridge {
     /// What the caller says of a store.
     struct StorageOptions {
         pairs: Vec<Pair>,
-        /// Where downloaded objects are kept; empty for nowhere.
-        cache_dir: String,
+        /// Where downloaded objects are kept, as the bytes of a path; empty for nowhere.
+        cache_dir: Vec<u8>,
     }
 
-    /// What is wanted of a tensor: dimension, start and stop of each cut.
+    /// What is wanted of a tensor: dimension, start and stop of each cut. A stop of -2^63 takes the one
+    /// element at start, and one of -2^63 + 1 has the step of the cut before in place of start.
     struct SliceSpec {
         name: String,
         cuts: Vec<i64>,
@@ -137,7 +140,16 @@ pub(crate) mod bridge {
         names: Vec<Name>,
         /// The values of a PyTorch file as JSON; empty for a safetensors file.
         structure: String,
+        /// Tells whether another load finds the same file; empty unless the header alone was read.
+        version: String,
         region: Box<Region>,
+    }
+
+    /// What was not read into its tensors: their positions, and the tensors of the file for them, in
+    /// the same order.
+    struct Filled {
+        left: Vec<usize>,
+        loaded: Loaded,
     }
 
     /// A tensor to be saved, as torch has it.
@@ -196,7 +208,7 @@ pub(crate) mod bridge {
             buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<Loaded>;
-        /// Fills tensors in place; returns the positions of those that are left to be copied.
+        /// Fills tensors in place; returns what is left to be copied, from the same version of the file.
         /// # Safety
         /// As [`load`].
         unsafe fn fill(
@@ -206,7 +218,7 @@ pub(crate) mod bridge {
             targets: &Targets,
             buffers: &Buffers,
             progress: *mut i64,
-        ) -> Result<Vec<usize>>;
+        ) -> Result<Filled>;
         /// Reads a well-formed file, as it is, into memory of its length.
         fn fill_bytes(
             file: &[u8],
@@ -320,7 +332,7 @@ pub(crate) mod bridge {
 
 use crate::{fill as filling, load as loading};
 use bridge::{
-    LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec, Targets,
+    Filled, LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec, Targets,
 };
 
 type Region = memory::Region;
@@ -348,12 +360,12 @@ unsafe fn fill(
     targets: &Targets,
     buffers: &Buffers,
     progress: *mut i64,
-) -> Result<Vec<usize>> {
+) -> Result<Filled> {
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("load", file, |path| {
         let request = Wanted::of(path, request)?;
-        filling::fill(path, &request.with(targets, buffers, &watch), tensors)
+        filling::fill(path, &request.with(targets, buffers, &watch), tensors).map(Filled::from)
     })
 }
 

@@ -5,10 +5,12 @@ use crate::{
     choice::Choice,
     error::{Error, Result},
     format::shown,
-    load::{self, chosen, describe, open, Described},
+    load::{self, chosen, describe, open, Described, Loaded},
+    memory::Region,
     pipeline,
     placement::{Parcel, Spread},
     plan::{self, Place, Plan},
+    select::{select, Selection},
     share,
     slice::Runs,
     storage::Source,
@@ -23,10 +25,19 @@ use std::{
 
 const ACTION: &str = "load";
 
+/// What [`fill`] leaves to its caller.
+#[derive(Debug, Default)]
+pub(crate) struct Filled {
+    /// Positions of targets that are left to be copied.
+    pub left: Vec<usize>,
+    /// The file's tensors for them, in the same order.
+    pub loaded: Loaded,
+}
+
 /// Fills `targets` from `path`, each with the file's tensor of its name.
 ///
-/// Returns the positions of those that are left to be copied: they do not lie in host memory, or
-/// the file's tensor does not lie there in row-major order.
+/// What does not lie in host memory, or what the file does not have in row-major order, is left to be
+/// copied: the file's tensors for it are loaded beside the targets, from the same open file.
 ///
 /// # Errors
 /// Names that are missing on either side, and targets of another dtype, that are too small, not
@@ -35,11 +46,11 @@ pub(crate) fn fill(
     path: &Path,
     request: &load::Request<'_>,
     targets: &dyn StateDict,
-) -> Result<Vec<usize>> {
+) -> Result<Filled> {
     let file = open(path, request)?;
     let Described { again, plan, names, .. } = described(&*file, request, false)?;
     let views = look_at(targets, path)?;
-    let pairs = matched(&plan, &names, &views, path)?;
+    let pairs = matched(&plan, &names, &views, targets, path)?;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
     let choice = chosen(&*file, &plan, again, request);
@@ -75,8 +86,25 @@ pub(crate) fn fill(
             _ => left.push(target),
         }
     }
-    read(&*file, &choice, request, pieces, &away)?;
-    Ok(left)
+    let wanted = left.iter().map(|&target| views[target].name.clone()).collect();
+    let rest = rest(&plan, names, wanted, path)?;
+    let region = read(&*file, &choice, request, pieces, &away, &rest.0)?;
+    let loaded = load::loaded(Spread::of_one(rest.0, rest.1), None, region);
+    Ok(Filled { left, loaded })
+}
+
+/// Plans a load of the tensors `wanted`, in that order.
+fn rest(
+    plan: &Plan,
+    names: Vec<(String, usize)>,
+    wanted: Vec<String>,
+    path: &Path,
+) -> Result<(Plan, Vec<(String, usize)>)> {
+    if wanted.is_empty() {
+        return Ok(Default::default());
+    }
+    let selection = Selection { names: Some(wanted), ..Selection::default() };
+    select(plan, names, &selection).map_err(|refused| load::argument(path, refused))
 }
 
 /// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
@@ -89,7 +117,7 @@ pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [
     }
     let choice = chosen(&*file, &plan, again, request);
     let pieces = Piece::cut(0, bytes, choice.segment_len).collect();
-    read(&*file, &choice, request, pieces, &Spread::default())
+    read(&*file, &choice, request, pieces, &Spread::default(), &Plan::default()).map(|_| ())
 }
 
 fn described(
@@ -101,27 +129,31 @@ fn described(
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
-/// where a load would map. What is away is on devices.
+/// where a load would map. What is away is on devices. Returns memory with the `rest`, which comes
+/// first: where there is none for it, nothing is written.
 fn read(
     file: &dyn Source,
     choice: &Choice,
     request: &load::Request<'_>,
     pieces: Vec<Piece<'_>>,
     away: &Spread,
-) -> Result<()> {
+    rest: &Plan,
+) -> Result<Region> {
     let &load::Request { buffers, watch, .. } = request;
     let &Choice { way, num_thread, segment_len, is_cached, .. } = choice;
     let job =
         Job { file, ready: Ready::default(), num_thread, segment_len, is_cached, buffers, watch };
     let here: u64 = pieces.iter().map(|piece| piece.wanted as u64).sum();
-    watch.begin(here + away.byte_len());
-    way.read(&job, pieces).map_err(|error| load::failed(file, error))?;
+    watch.begin(here + away.byte_len() + rest.byte_len());
+    let failed = |error| load::failed(file, error);
+    let region = Region::of(&job, rest, way).map_err(failed)?;
+    way.read(&job, pieces).map_err(failed)?;
     if !away.parcels.is_empty() {
         pipeline::run(&job, way, &away.parcels, request.targets)
             .map_err(|refused| load::refused_by_device(file, away, refused))?;
     }
     watch.finish();
-    Ok(())
+    Ok(region)
 }
 
 fn failed(path: &Path, view: &Tensor, error: anyhow::Error) -> Error {
@@ -151,13 +183,13 @@ fn matched(
     plan: &Plan,
     names: &[(String, usize)],
     views: &[Tensor],
+    targets: &dyn StateDict,
     path: &Path,
 ) -> Result<Vec<usize>> {
     let sources: HashMap<&str, usize> =
         names.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
-    let targets: HashMap<&str, &Tensor> =
-        views.iter().map(|view| (view.name.as_str(), view)).collect();
-    if let Some((name, _)) = names.iter().find(|(name, _)| !targets.contains_key(name.as_str())) {
+    let given: HashSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
+    if let Some((name, _)) = names.iter().find(|(name, _)| !given.contains(name.as_str())) {
         let reason = format!("the file's tensor {} is not in state_dict", shown(name));
         return Err(Error::argument(ACTION, path, reason));
     }
@@ -169,7 +201,11 @@ fn matched(
             .ok_or_else(|| refused("is in state_dict but not in the file".to_owned()))?;
         let tensor = &plan.tensors[source];
         if tensor.scalar_type != view.scalar_type {
-            return Err(refused("allocated tensor dtype not match".to_owned()));
+            let [file, given] =
+                [tensor.scalar_type, view.scalar_type].map(|dtype| targets.dtype_name(dtype));
+            return Err(refused(format!(
+                "allocated tensor dtype not match: the file has {file}, not {given}"
+            )));
         }
         let needed = byte_len(tensor, view);
         if needed > view.byte_len {

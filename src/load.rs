@@ -5,12 +5,13 @@ use crate::{
     address,
     buffers::Buffers,
     choice::{choose, Choice, Wish, LARGE},
-    error::{Error, OutOfMemory, Result},
+    error::{Error, Kind, OutOfMemory, Result},
     facts::{facts, is_begun},
     format::{
         alias,
         archive::{is_pytorch, Archive},
         dtype::is_floating,
+        identify,
         safetensors::{Header, TensorInfo, LENGTH_BYTES},
         Malformed, Unreadable,
     },
@@ -44,6 +45,8 @@ pub(crate) struct Request<'a> {
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
     pub structured: bool,
+    /// The only version of the file that is wanted, if it is not any.
+    pub version: Option<&'a str>,
     /// Where the tensors are wanted.
     pub placement: &'a Placement,
     /// Devices, if some are wanted there.
@@ -54,7 +57,7 @@ pub(crate) struct Request<'a> {
 }
 
 /// A loaded file: what its tensors are, and the memory they lie in.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Loaded {
     pub storages: Vec<Home>,
     pub tensors: Vec<Tensor>,
@@ -62,6 +65,8 @@ pub(crate) struct Loaded {
     pub names: Vec<(String, usize)>,
     /// The values of a PyTorch file as JSON, if they were asked for.
     pub structure: Option<String>,
+    /// Which version of the file it is; empty unless the header alone was read.
+    pub version: String,
     pub region: Region,
 }
 
@@ -99,21 +104,41 @@ pub(crate) fn read_header_of(
     let options = storage::Options { first: FIRST_OF_HEADER, ..options.clone() };
     let file = storage::open(path, &options, watch)?;
     let again = is_begun(&*file);
-    let header = prefix_of(&*file, watch).and_then(|prefix| header_of(&*file, prefix, watch));
+    let header = prefix_of(&*file, watch).and_then(|prefix| {
+        if is_pytorch(&prefix) {
+            return Err(no_header(&*file, watch));
+        }
+        header_of(&*file, prefix, watch)
+    });
     forget_header(&*file, again);
     header
 }
 
+/// Why what begins like a PyTorch file has no header: it is one, or its own fault.
+fn no_header(file: &dyn Source, watch: &Watch<'_>) -> Error {
+    let reason = "file is one of PyTorch, and safetensors files alone have a header with metadata";
+    match archive_of(file, 1, watch) {
+        Err(error) if error.kind() != Kind::Unsupported => error,
+        _ => Error::format(file.name(), Malformed::new(reason)),
+    }
+}
+
 /// The header of a safetensors file, the first bytes of which are read already.
 fn header_of(source: &dyn Source, prefix: Vec<u8>, watch: &Watch<'_>) -> Result<Header> {
-    let refused = |malformed| Error::format(source.name(), malformed);
-    let mut bytes = prefix;
-    let end = LENGTH_BYTES + Header::json_len(&bytes, source.len()).map_err(refused)?;
-    let already = bytes.len() as u64;
+    let len = source.len();
+    let refused = |prefix: &[u8], malformed| {
+        Error::format(source.name(), identify::refusal(prefix, len, malformed))
+    };
+    let end = match Header::json_len(&prefix, len) {
+        Ok(json_len) => LENGTH_BYTES + json_len,
+        Err(malformed) => return Err(refused(&prefix, malformed)),
+    };
+    let (already, mut bytes) = (prefix.len() as u64, prefix);
     if already < end {
         bytes.extend(read(source, already..end, watch)?);
     }
-    Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], source.len()).map_err(refused)
+    Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], len)
+        .map_err(|malformed| refused(&bytes, malformed))
 }
 
 /// What a file says of itself.
@@ -157,6 +182,9 @@ pub(crate) fn describe(
 /// Loads what is wanted of `path`.
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
     let file = open(path, request)?;
+    if request.version.is_some_and(|version| version != file.version()) {
+        return Err(Error::errno_of("load", path, libc::ESTALE));
+    }
     let others = others(&*file, request);
     threads::with_ready(others, |ready| load_from(&*file, path, request, ready))
 }
@@ -185,29 +213,37 @@ fn load_from(
         // No device but one: that of tensors without bytes.
         let placement = Placement { dtype: request.placement.dtype, ..Placement::default() };
         let spread = spread_out(path, plan, names, &placement, structure.is_some())?;
-        return Ok(loaded(spread, structure, Region::default()));
+        let version = file.version();
+        return Ok(Loaded { version, ..loaded(spread, structure, Region::default()) });
     }
     let choice = chosen(file, &plan, again, request);
-    let spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
-    let parcels = &spread.parcels;
-    let refused = |refused| refused_by_device(file, &spread, refused);
-    pipeline::allocate(parcels, request.targets).map_err(refused)?;
+    let mut spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
+    pipeline::allocate(&spread.parcels, request.targets)
+        .map_err(|refused| refused_by_device(file, &spread, refused))?;
 
     let job = job(file, &choice, request, ready);
     request.watch.begin(spread.byte_len());
-    let region = Region::of(&job, &spread.stay, choice.way).map_err(|error| failed(file, error))?;
-    if !parcels.is_empty() {
-        pipeline::run(&job, choice.way, parcels, request.targets).map_err(refused)?;
+    let region = match Region::of(&job, &spread.stay, choice.way) {
+        // Addresses may be limited, and a part of a large file is given as many as the whole.
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && spread.gather() => {
+            Region::of(&job, &spread.stay, choice.way)
+        }
+        result => result,
+    };
+    let region = region.map_err(|error| failed(file, error))?;
+    if !spread.parcels.is_empty() {
+        pipeline::run(&job, choice.way, &spread.parcels, request.targets)
+            .map_err(|refused| refused_by_device(file, &spread, refused))?;
     }
     request.watch.finish();
     Ok(loaded(spread, structure, region))
 }
 
-fn loaded(spread: Spread, structure: Option<String>, region: Region) -> Loaded {
+pub(crate) fn loaded(spread: Spread, structure: Option<String>, region: Region) -> Loaded {
     let Spread { homes: storages, tensors, names, .. } = spread;
     // Whoever builds the values knows where each tensor belongs.
     let names = if structure.is_some() { Vec::new() } else { names };
-    Loaded { storages, tensors, names, structure, region }
+    Loaded { storages, tensors, names, structure, version: String::new(), region }
 }
 
 fn spread_out(
@@ -268,7 +304,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     forget_header(&*file, again);
     Ok(format!(
         "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
-        address::shown(path).display(),
+        address::printable(path),
         way = way.name(),
     ))
 }
@@ -300,7 +336,7 @@ fn wanted(file: &dyn Source, path: &Path, request: &Request<'_>) -> Result<Descr
 }
 
 /// What was asked of a file that is well formed.
-fn argument(path: &Path, refused: Malformed) -> Error {
+pub(crate) fn argument(path: &Path, refused: Malformed) -> Error {
     let error = Error::argument("load", path, refused.reason);
     match refused.tensor {
         Some(name) => error.with_tensor(&name),

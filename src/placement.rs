@@ -148,6 +148,24 @@ impl Spread {
         let homes = plan.storages.iter().copied().map(Home::Region).collect();
         Self { stay: plan, parcels: Vec::new(), homes, tensors, names }
     }
+
+    /// Has nothing stay at its offset in the file: each storage gets memory of its own, so that there
+    /// need be no addresses for what lies between them. Returns whether that takes fewer.
+    pub fn gather(&mut self) -> bool {
+        let end = self.stay.ranges.last().map_or(0, |last| last.end);
+        if end == 0 || self.stay.byte_len() > end / 2 {
+            return false;
+        }
+        self.stay.ranges.clear();
+        for home in &mut self.homes {
+            let Home::Region(storage) = home else { continue };
+            let Storage { place: Place::Mapped(start), byte_len: 1.. } = *storage else { continue };
+            let from = Runs::one(start..start + storage.byte_len);
+            let made = self.stay.place(from, u64::MAX, 1);
+            *storage = self.stay.storages[made];
+        }
+        true
+    }
 }
 
 /// Spreads what `plan` and `names` describe. With `in_order` the tensors keep their positions, and
@@ -326,6 +344,19 @@ mod tests {
         assert_eq!(placement.device("a.xy"), Some(NEAR));
         assert_eq!(placement.device("ab"), Some(Device::CPU));
         assert_eq!(rules(&[("a", NEAR)], None).device("b"), None);
+    }
+
+    #[test]
+    fn what_is_gathered_needs_no_memory_for_what_lies_between() {
+        let mut near = Spread::of_one(plan(), names());
+        assert!(near.gather(), "a header longer than the tensors");
+        assert_eq!((near.stay.ranges.len(), near.stay.copies_len, near.byte_len()), (0, 192, 32));
+        let places = near.homes.iter().map(|home| match home {
+            Home::Region(storage) => storage.place,
+            Home::Parcel { .. } => panic!("nothing travels"),
+        });
+        assert_eq!(places.collect::<Vec<_>>(), [0, 64, 128].map(Place::Copied));
+        assert!(!near.gather(), "no more than once");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     placement::{Device, Placement},
     save::SaveOptions,
     select::Selection,
-    slice::Cut,
+    slice::{Cut, Part},
     storage::{self, FIRST_OF_HEADER},
     watch::Watch,
     ways::Way,
@@ -126,7 +126,8 @@ impl LoadOptions {
     /// ```
     #[must_use]
     pub fn slice(mut self, name: impl Into<String>, dim: i64, range: Range<i64>) -> Self {
-        let cut = Cut { dim, start: range.start, stop: range.end };
+        let part = Part::Range { start: range.start, stop: range.end, step: 1 };
+        let cut = Cut { dim, part };
         self.selection.slices.entry(name.into()).or_default().push(cut);
         self
     }
@@ -224,6 +225,7 @@ impl LoadOptions {
             selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            version: None,
             placement: &self.placement,
             targets,
             storage: &self.storage,

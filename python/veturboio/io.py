@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ from veturboio.selection import Slices, as_options
 
 #: Whether this process has been told of a file that only torch.load could read.
 _warned = False
+
+#: How many versions of a file that is replaced all the time are tried.
+_VERSIONS = 5
 
 _SCHEMES = {"s3", "tos", "gs", "az", "http", "https", "file", "sfcs", "hdfs"}
 
@@ -78,19 +82,22 @@ def load(
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
         state_dict: tensors to be filled in place, wherever they are, whatever ``map_location``:
             the names of the file, the same dtypes, contiguous and at least as large. Nothing is
-            written unless all fit.
+            written unless all fit, and nothing is converted.
         way: how the bytes come: ``"map"``, ``"read"`` through the page cache, ``"direct"`` past it,
             ``"uring"`` the same with io_uring, or ``"auto"``. None asks the variable
             ``VETURBOIO_WAY``, and chooses where that says nothing either. Where the system refuses
-            ``"uring"`` or ``"direct"``, the next of ``"direct"`` and ``"read"`` is taken.
+            ``"uring"`` or ``"direct"``, the next of ``"direct"`` and ``"read"`` is taken, and
+            ``"read"`` where it refuses ``"map"``.
         names: the tensors wanted, in the order in which they are returned; those of a PyTorch file
             by the names that lead to them, joined by dots. Only they are read, and
             what shares a storage with them.
         slices: of some tensors only a part, as ``{"weight": slice(0, 128)}`` along the first
-            dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. Only that part
-            is read, and what lies between two rows of it if that is less than 16 KiB. Such a tensor
-            is contiguous and has a storage of its own. One that a PyTorch file has in another than
-            row-major order is read whole.
+            dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. The result is
+            that of ``tensor[...]``: slices may have a step, ``...`` stands for the dimensions
+            between, and an integer takes its dimension away. Other indices are refused. Only that
+            part is read, and what lies between two rows of it if that is less than 16 KiB. Such a
+            tensor is contiguous and has a storage of its own. One that a PyTorch file has in
+            another than row-major order is read whole.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
         dtype: what tensors of floating point are converted to, on their device and on their way,
@@ -136,7 +143,7 @@ def load(
     if state_dict is not None:
         _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
         if dtype is not None:
-            shown = _ops.shown(path)
+            shown = _ops.printable(path)
             raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
         with watched(progress) as counters:
             _ops.fill(path, state_dict, progress=counters, **options)
@@ -144,10 +151,17 @@ def load(
     try:
         described = {"num_thread", "storage_options", "cache_dir", *selection}
         how = {name: options[name] for name in described}
-        options |= place.as_options(path, map_location, **how)
         options |= {"dtype": dtype, "one_allocation": one_allocation}
         with watched(progress) as counters:
-            loaded = _ops.load(path, progress=counters, **options)
+            for left in reversed(range(_VERSIONS)):
+                options |= place.as_options(path, map_location, **how)
+                try:
+                    loaded = _ops.load(path, progress=counters, **options)
+                    break
+                except OSError as error:
+                    # The file was replaced since a function was asked about its tensors.
+                    if error.errno != errno.ESTALE or "version" not in options or not left:
+                        raise
         return cast("dict[str, torch.Tensor]", loaded)
     except UnknownNameError as error:
         device = options.get("map_location")
@@ -329,7 +343,7 @@ def _check_mapping(
     path: str, what: str, mapping: object, values: type, action: str = "save"
 ) -> None:
     """Say which entry is wrong, where torch would only say that the dict is."""
-    path = _ops.shown(path)
+    path = _ops.printable(path)
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{action} {path}: {what} is not a dict but a {type(mapping).__name__}")
     for name, value in mapping.items():

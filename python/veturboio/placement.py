@@ -16,13 +16,12 @@ Device = str | int | torch.device
 MapLocation = Device | Mapping[str, Device] | Callable[[str], Device | None]
 
 
-def as_options(
-    path: str, map_location: MapLocation | None, **described: Any
-) -> dict[str, torch.device | dict[str, torch.device]]:
+def as_options(path: str, map_location: MapLocation | None, **described: Any) -> dict[str, Any]:
     """Return the arguments of the operator.
 
     A function is asked for every tensor of the file, whose header is read for that, as
-    ``described``.
+    ``described``. What it says is good for the version of the file that had these tensors, and the
+    operator refuses any other with ``ESTALE``.
 
     Raises:
         TypeError, RuntimeError: something is no device.
@@ -32,8 +31,9 @@ def as_options(
     if isinstance(map_location, Mapping):
         return {"devices": {_key(path, key): _device(map_location[key]) for key in map_location}}
     if callable(map_location) and not isinstance(map_location, torch.device):
-        names = _ops.names(path, **described)
-        return {"devices": {name: _device(map_location(name)) for name in names}}
+        names, version = _ops.names(path, **described)
+        devices = {name: _device(map_location(name)) for name in names}
+        return {"devices": devices, "version": version}
     return {"map_location": _device(map_location)}
 
 
@@ -43,5 +43,5 @@ def _device(device: Device | None) -> torch.device:
 
 def _key(path: str, key: object) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"load {_ops.shown(path)}: name {key!r} in map_location is not a str")
+        raise TypeError(f"load {_ops.printable(path)}: name {key!r} in map_location is not a str")
     return key

@@ -27,6 +27,8 @@ pub struct LocalFile {
     file: File,
     len: u64,
     owner: u32,
+    /// Device, number, and when it was written to, in seconds and nanoseconds.
+    identity: [i64; 4],
 }
 
 impl LocalFile {
@@ -51,7 +53,9 @@ impl LocalFile {
             return Err(Error::argument(ACTION, path, "not a regular file"));
         }
         let (len, owner) = (metadata.len(), metadata.uid());
-        Ok(Self { path: path.to_owned(), file, len, owner })
+        let (device, number) = (metadata.dev().cast_signed(), metadata.ino().cast_signed());
+        let identity = [device, number, metadata.mtime(), metadata.mtime_nsec()];
+        Ok(Self { path: path.to_owned(), file, len, owner, identity })
     }
 
     /// Whether the kernel tells this process what the page cache holds of the file: it tells the
@@ -102,6 +106,10 @@ impl Source for LocalFile {
 
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn version(&self) -> String {
+        format!("{:?} {}", self.identity, self.len)
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64, _: &Watch<'_>) -> io::Result<()> {

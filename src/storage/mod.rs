@@ -122,6 +122,11 @@ pub trait Source: Send + Sync + Debug {
     #[allow(clippy::len_without_is_empty)] // an empty file is malformed like any short one
     fn len(&self) -> u64;
 
+    /// Tells one version of it from another, as far as its storage does.
+    fn version(&self) -> String {
+        self.len().to_string()
+    }
+
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors

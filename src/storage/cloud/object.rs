@@ -230,6 +230,10 @@ impl Source for Object {
         self.version.len
     }
 
+    fn version(&self) -> String {
+        format!("{:?}", self.version)
+    }
+
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64, watch: &Watch<'_>) -> io::Result<()> {
         let inside = usize::try_from(offset)
             .is_ok_and(|at| at.checked_add(buffer.len()).is_some_and(|end| end <= self.head.len()));
