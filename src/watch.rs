@@ -60,10 +60,14 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Says that `bytes` more are moved.
+    /// Says that `bytes` more are moved. Ends of pages that come beside what is wanted count too, but
+    /// never to more than there is to be moved.
     pub fn add(&self, bytes: u64) {
-        if let Some([done, _]) = self.counters {
-            done.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+        if let Some([done, of]) = self.counters {
+            let (bytes, most) =
+                (i64::try_from(bytes).unwrap_or(i64::MAX), of.load(Ordering::Relaxed));
+            let more = |done: i64| Some(done.saturating_add(bytes).min(most));
+            let _ = done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         }
     }
 
