@@ -58,7 +58,13 @@ def fill(
 def _is_known(tensor: torch.Tensor) -> bool:
     """Whether the core has the dtype, and nothing but elements makes up the tensor."""
     name = str(tensor.dtype).removeprefix("torch.")
-    return is_plain(tensor) and not name.startswith("bits") and not _is_narrow(name)
+    is_narrow = name.startswith("bits") or _is_narrow(name)
+    return is_plain(tensor) and not tensor.is_meta and not is_narrow
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    is_whole = type(tensor) is torch.Tensor and not tensor.is_nested
+    return is_whole and tensor.layout is torch.strided
 
 
 def _is_narrow(dtype: str) -> bool:
@@ -81,10 +87,12 @@ def _check(
         raise ArgumentError(f"load {shown}: the file's tensor {quoted(name)} is not in state_dict")
     if target.dtype != tensor.dtype:
         reason = "allocated tensor dtype not match"
-    elif target.layout is not tensor.layout or target.shape != tensor.shape:
-        reason = "only a tensor of its layout and shape can take it"
-    elif type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+    elif tensor.is_meta:
+        reason = "is on the meta device in the file and has no data"
+    elif not _is_dense(tensor) or not _is_dense(target):
         reason = f"a {type(tensor).__name__} of layout {tensor.layout} cannot be filled in place"
+    elif target.shape != tensor.shape:
+        reason = "only a tensor of its shape can take it"
     elif not target.is_contiguous():
         reason = "allocated tensor not contiguous"
     else:

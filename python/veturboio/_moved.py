@@ -114,6 +114,7 @@ class Moved:
         return self._tensors[key][1]
 
     def _moved(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        device = tensor.device if tensor.is_meta else device  # it has no elements to be moved
         dtype = tensor.dtype
         if self._dtype is not None and dtype.is_floating_point and not tensor.is_quantized:
             dtype = self._dtype

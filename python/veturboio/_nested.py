@@ -130,7 +130,7 @@ def replaced(values: Any, new: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         if not isinstance(value, (tuple, frozenset)):
             made[id(value)] = value  # it may hold itself
         waiting.append((value, True))
-        waiting.extend((part, False) for part in _parts(value))
+        waiting.extend((part, False) for part in reversed(_parts(value)))
     return made.get(id(values), values)
 
 
