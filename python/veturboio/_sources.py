@@ -199,12 +199,12 @@ def _descriptor(file: Any) -> int | None:
     taken at their word, and none of a class that may read otherwise.
     """
     raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
-    if type(raw) is not io.FileIO or file.tell() != 0:
+    if type(raw) is not io.FileIO or not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+        return None
+    if file.tell() != 0:
         return None
     if file.writable():
         file.flush()
-    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
-        return None
     try:
         # A description of its own: the caller may read and close theirs meanwhile.
         return os.open(f"/proc/self/fd/{raw.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
