@@ -84,7 +84,8 @@ def load(file: Handle, wanted: Wanted, refused: UnknownNameError) -> Any:
         ArgumentError: what is wanted does not fit what the file holds.
     """
     _warn(f"{refused}; trying torch.load(weights_only=True) instead")
-    reader = _Reader(file, refused, wanted.is_mapped)
+    # Mapped, what is in memory already is not copied.
+    reader = _Reader(file, refused, wanted.is_mapped or file.is_in_memory)
     if wanted.state_dict is None:
         return _placed(file, reader, wanted)
     tensors = _nested.named(reader.read(_CPU), file)
@@ -295,7 +296,9 @@ def _words(error: Exception) -> str:
     said = re.search(r"(``.*`` must be imported to load [^\n]*)", text)
     said = said or re.search(r"WeightsUnpickler error:\s*([^\n]*)", text)
     line = said[1] if said is not None else text.strip().partition("\n")[0]
-    if "weights_only" in line or "Weights only load failed" in line:
+    if "TorchScript archive" in text:
+        line = "it is a TorchScript archive"
+    elif "weights_only" in line or "Weights only load failed" in line:
         blocked = re.search(r"(\S+ whose module \S+ is blocked)", text)
         line = blocked[1] if blocked is not None else type(error).__name__
     return f": {_printable(line)}; skip_unknown=True loads what is known"

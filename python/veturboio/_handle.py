@@ -12,17 +12,19 @@ class Handle(str):
     Attributes:
         fd: the descriptor, which whoever made the handle closes.
         shown: the name that messages have for it.
+        is_in_memory: whether it is a file that was made in memory for a load alone.
     """
 
-    __slots__ = ("fd", "shown")
+    __slots__ = ("fd", "is_in_memory", "shown")
 
     fd: int
     shown: str
+    is_in_memory: bool
 
-    def __new__(cls, fd: int, shown: str) -> Handle:
+    def __new__(cls, fd: int, shown: str, is_in_memory: bool = False) -> Handle:
         """Name an open file."""
         handle = super().__new__(cls, f"file:///proc/self/fd/{fd}")
-        handle.fd, handle.shown = fd, shown
+        handle.fd, handle.shown, handle.is_in_memory = fd, shown, is_in_memory
         return handle
 
     @property

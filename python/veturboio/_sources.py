@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -76,16 +76,17 @@ def opened(file: File) -> Iterator[str]:
     if isinstance(file, str) or (isinstance(file, bytes) and not _is_content(file)):
         yield os.fsdecode(file)
         return
+    is_open = hasattr(file, "read")
+    if isinstance(file, os.PathLike) and not is_open:
+        yield os.fsdecode(file)
+        return
     name = _name_of(file)
-    if hasattr(file, "read"):
+    if is_open:
         with _read(file, name) as handle:
             yield handle
         return
-    if isinstance(file, os.PathLike):
-        yield os.fsdecode(file)
-        return
     try:
-        content = memoryview(file)
+        content = memoryview(cast("Any", file))
     except TypeError:
         raise TypeError(
             f"load {name}: expected str, bytes or os.PathLike object, a buffer or an open binary "
@@ -112,11 +113,12 @@ def pinned(path: str, options: dict[str, Any]) -> Iterator[Handle]:
     if isinstance(path, Handle):
         yield path
         return
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if _is_local(path) else _memfd()
+    is_local = _is_local(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if is_local else _memfd()
     try:
-        if not _is_local(path):
+        if not is_local:
             _download(path, fd, options)
-        yield Handle(fd, path)
+        yield Handle(fd, _ops.shown(path), is_in_memory=not is_local)
     finally:
         os.close(fd)
 
@@ -244,7 +246,7 @@ def _in_memory(parts: Iterable[memoryview], name: str) -> Iterator[Handle]:
             rest = part
             while len(rest):
                 rest = rest[os.write(fd, rest) :]
-        yield Handle(fd, name)
+        yield Handle(fd, name, is_in_memory=True)
     finally:
         os.close(fd)
 

@@ -153,7 +153,7 @@ def test_pytorch_files_are_read_by_range(store: Store, tmp_path: Path) -> None:
     assert torch.equal(loaded["a"], saved["a"]) and loaded["n"] == 7
     torch.save({"odd": torch.nn.Linear(2, 2)}, tmp_path / "odd.pt")
     store.request("PUT", "odd.pt", (tmp_path / "odd.pt").read_bytes())
-    with pytest.raises(veturboio.FormatError, match=r"torch\.load reads paths only"):
+    with pytest.raises(veturboio.FormatError, match=r"add_safe_globals"):
         veturboio.load("s3://bucket/odd.pt")
 
 

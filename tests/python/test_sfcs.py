@@ -107,6 +107,23 @@ def test_a_pytorch_file_is_saved(tmp_path: Path, sfcs: Callable[..., str], name:
     assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
 
 
+def test_what_only_torch_knows_comes_from_there(tmp_path: Path, sfcs: Callable[..., str]) -> None:
+    """A file of this machine at the very path that SFCS has is another file."""
+    path = tmp_path / "model.pt"
+    there = tmp_path / "root" / path.relative_to("/")
+    there.parent.mkdir(parents=True)
+    torch.save({"where": torch.ones(2), "c": Counter("a")}, there)
+    torch.save({"where": torch.zeros(2), "c": Counter("b")}, path)
+    code = f"""
+import warnings
+warnings.simplefilter("ignore")
+for name in ({str(path)!r}, {"sfcs://" + str(path)!r}):
+    assert veturboio.load(name)["c"]["a"] == 1
+    assert veturboio.load(name, names=["where"])["where"].tolist() == [1, 1]
+"""
+    sfcs(code, VETURBOIO_USE_SFCS_SDK="1")
+
+
 @pytest.mark.parametrize(
     "function", ["cfsOpenFileAcc", "cfsWrite", "cfsHSync", "cfsCloseFile", "cfsRename"]
 )
