@@ -209,3 +209,35 @@ fn float(value: f64) -> Value {
         value.to_string().to_lowercase().into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{
+        dtype::BYTE,
+        pytorch::{Storage, Tensor},
+    };
+
+    fn storage(location: &str) -> Storage {
+        let (key, location) = (location.to_owned(), location.to_owned());
+        Storage { key, dtype: BYTE, byte_len: 1, location }
+    }
+
+    fn tensor(storage: usize) -> Tensor {
+        let (shape, strides) = (vec![1], vec![1]);
+        Tensor { storage, dtype: BYTE, offset: 0, shape, strides, requires_grad: false }
+    }
+
+    #[test]
+    fn locations_are_told_in_the_order_of_the_tensors() {
+        let checkpoint = Checkpoint {
+            storages: vec![storage("cuda:0"), storage("cpu"), storage("cuda:0")],
+            tensors: [0, 2, 0, 1, 0].into_iter().map(tensor).collect(),
+            ..Checkpoint::default()
+        };
+        assert_eq!(checkpoint.locations(), [("cuda:0", 3), ("cpu", 1), ("cuda:0", 1)]);
+        let told: Value = serde_json::from_str(&checkpoint.to_json()).unwrap();
+        assert_eq!(told["locations"], json!([["cuda:0", 3], ["cpu", 1], ["cuda:0", 1]]));
+        assert_eq!(Checkpoint::default().locations(), []);
+    }
+}
