@@ -10,7 +10,9 @@ garbage without an error.
 from __future__ import annotations
 
 import mmap
+import pickle
 import re
+import struct
 import sys
 import threading
 import warnings
@@ -43,6 +45,25 @@ _ZIP = b"PK\x03\x04"
 #: Where the bytes of a storage must begin to be used as they are mapped: at a multiple of the
 #: largest element.
 _ALIGN = 16
+
+#: What torch.load raises over a file that it cannot read. Anything else is not about the file, such
+#: as what a handler of signals raises.
+_OF_THE_FILE = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+#: What may be among them and is not about the file either.
+_OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 #: Characters of torch's own words that are passed on.
 _MAX_WORDS = 300
@@ -259,9 +280,9 @@ class _Reader:
         where: Any = at if isinstance(at, torch.device) else put
         try:
             return torch.load(self._file.path, map_location=where, weights_only=True, mmap=mapped)
-        except (OSError, MemoryError, torch.OutOfMemoryError):
+        except _OF_THE_MACHINE:
             raise
-        except Exception as error:  # whatever it stumbles over
+        except _OF_THE_FILE as error:
             if raised:
                 raise
             words = _words(error)

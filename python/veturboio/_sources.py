@@ -76,6 +76,11 @@ def opened(file: File) -> Iterator[str]:
     if isinstance(file, str) or (isinstance(file, bytes) and not _is_content(file)):
         yield os.fsdecode(file)
         return
+    fsspec = sys.modules.get("fsspec.core")
+    if fsspec is not None and isinstance(file, fsspec.OpenFile):  # which is not open yet
+        with file as inner, opened(inner) as path:
+            yield path
+        return
     is_open = hasattr(file, "read")
     if isinstance(file, os.PathLike) and not is_open:
         yield os.fsdecode(file)
@@ -233,7 +238,10 @@ def _parts(content: memoryview) -> Iterator[memoryview]:
     """The bytes of a buffer of any shape."""
     if content.nbytes == 0:
         return
-    flat = content.cast("B") if content.c_contiguous else memoryview(content.tobytes())
+    try:
+        flat = content.cast("B")
+    except (TypeError, ValueError):  # with gaps, or of elements that Python has no letter for
+        flat = memoryview(content.tobytes())
     for at in range(0, len(flat), _CHUNK):
         yield flat[at : at + _CHUNK]
 

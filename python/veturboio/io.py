@@ -49,7 +49,8 @@ def load(
     The pickle of a PyTorch file is read without being run. Where it imports a name that the
     reader does not know, ``torch.load(weights_only=True)`` reads it instead, with all that is asked
     for here, and a warning says so once. It also knows the classes that
-    ``torch.serialization.add_safe_globals`` allows.
+    ``torch.serialization.add_safe_globals`` allows. It reads on the caller's thread into memory of
+    its own, so what says how to read, beside ``way="map"``, has no effect there.
 
     How the bytes come is chosen by where they lie, and ``explain`` tells. What the page cache holds
     is mapped, privately: nothing is copied, and writing to a tensor does not touch the file. What

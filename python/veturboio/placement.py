@@ -194,7 +194,9 @@ def _fits_names(map_location: Mapping[str, Device], names: Callable[[], Iterable
         return False  # its tensors have no names; what else is wrong with it the load says
 
 
-def _device(device: Device | None) -> torch.device:
+def _device(device: Device | bytes | None) -> torch.device:
+    if isinstance(device, bytes):  # as torch.load takes them
+        device = device.decode()
     return torch.device("cpu" if device is None else device)
 
 

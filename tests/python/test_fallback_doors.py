@@ -86,6 +86,23 @@ def test_a_class_that_nobody_allowed(tmp_path: Path) -> None:
         assert veturboio.load(path)["a"].x == 1
 
 
+def test_what_is_not_about_the_file_is_raised_as_it_is(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(Exception):
+        pass
+
+    for raised in (StopError("now"), KeyboardInterrupt(), MemoryError(), OSError(5, "gone")):
+
+        def load(*_: Any, raised: BaseException = raised, **__: Any) -> None:
+            raise raised
+
+        with monkeypatch.context() as patched, pytest.raises(type(raised)) as caught:
+            patched.setattr(torch, "load", load)
+            veturboio.load(plain, names=["w"])
+        assert caught.value is raised
+
+
 def test_what_torch_wants_imported_is_said(tmp_path: Path, run_anew: Run) -> None:
     path = tmp_path / "model.pt"
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)

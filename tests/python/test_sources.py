@@ -6,12 +6,14 @@ import array
 import bz2
 import codecs
 import contextlib
+import ctypes
 import gzip
 import http.server
 import io
 import lzma
 import mmap
 import os
+import pickle
 import socket
 import tarfile
 import tempfile
@@ -76,7 +78,16 @@ def buffers(content: bytes) -> dict[str, Any]:
         "numpy": np.frombuffer(content, dtype=np.uint8),
         "numpy with gaps": every_other[:, 0],
         "numpy of shape": np.frombuffer(content, dtype=np.uint8).reshape(1, -1, 1),
-        **({"words": memoryview(shaped).cast("Q")} if shaped == content else {}),
+        "ctypes": (ctypes.c_uint8 * len(content)).from_buffer_copy(content),
+        "pickle": pickle.PickleBuffer(content),
+        **(
+            {
+                "words": memoryview(shaped).cast("Q"),
+                "big endian": np.frombuffer(shaped, dtype=">u4"),
+            }
+            if shaped == content
+            else {}
+        ),
     }
 
 
@@ -172,6 +183,10 @@ def test_fsspec(path: Path) -> None:
     memory.pipe("/folder/model", path.read_bytes())
     with memory.open("/folder/model", "rb") as file:
         assert_same(veturboio.load(file), STATE)
+    assert_same(veturboio.load(fsspec.open("memory://folder/model")), STATE)
+    assert_same(veturboio.load(fsspec.open(f"file://{path}")), STATE)
+    with pytest.raises(TypeError, match="file is open as text"):
+        veturboio.load(fsspec.open("memory://folder/model", "r"))
     with fsspec.open(f"file://{path}", "rb") as file:
         assert_same(veturboio.load(file), STATE)
         assert maps_of(path) == []
