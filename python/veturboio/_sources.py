@@ -46,6 +46,9 @@ _PATH_MAX = 4096
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a"
 
+#: How a path is opened, without waiting for whoever writes to a pipe.
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
 #: Bytes that are read of an object at a time.
 _CHUNK = 16 << 20
 
@@ -119,11 +122,28 @@ def pinned(path: str, options: dict[str, Any]) -> Iterator[Handle]:
         yield path
         return
     is_local = _is_local(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if is_local else _memfd()
+    fd = os.open(path, _OPEN) if is_local else _memfd()
     try:
         if not is_local:
             _download(path, fd, options)
         yield Handle(fd, _ops.shown(path), is_in_memory=not is_local)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def held(path: str) -> Iterator[str]:
+    """Hold on to one version of a file of this machine; what else is named stays as it is."""
+    if isinstance(path, Handle) or not _is_local(path):
+        yield path
+        return
+    try:
+        fd = os.open(path, _OPEN)
+    except OSError:
+        yield path  # whoever opens it says so
+        return
+    try:
+        yield Handle(fd, path)
     finally:
         os.close(fd)
 

@@ -12,7 +12,7 @@ import torch
 from veturboio import _fallback, _ops
 from veturboio import placement as place
 from veturboio._fallback import Wanted
-from veturboio._sources import File, is_address, opened, pinned
+from veturboio._sources import File, held, is_address, opened, pinned
 from veturboio._sources import FilePath as FilePath
 from veturboio.background import Save, snapshot, start
 from veturboio.errors import ArgumentError, UnknownNameError
@@ -176,14 +176,21 @@ def _natively(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
     if wanted.state_dict is not None:
         _ops.fill(path, wanted.state_dict, progress=wanted.progress, **options)
         return dict(wanted.state_dict)
+    if not place.needs_header(wanted.map_location):
+        return _placed(path, wanted)
+    with held(path) as file:  # which is read twice
+        return _placed(file, wanted)
+
+
+def _placed(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
     described = {"num_thread", "storage_options", "cache_dir", "names", "slices"}
-    how = {name: options[name] for name in described & options.keys()}
+    how = {name: wanted.options[name] for name in described & wanted.options.keys()}
     loaded = _ops.load(
         path,
         progress=wanted.progress,
         dtype=wanted.dtype,
         one_allocation=wanted.one_allocation,
-        **options,
+        **wanted.options,
         **place.as_options(path, wanted.map_location, **how),
     )
     return cast("dict[str, torch.Tensor]", loaded)

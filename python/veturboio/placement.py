@@ -53,6 +53,13 @@ def as_options(path: str, map_location: MapLocation | None, **described: Any) ->
     return {"map_location": torch.device("cpu"), "restore": _Restoring(meant, by_name)}
 
 
+def needs_header(map_location: MapLocation | None) -> bool:
+    """Whether ``as_options`` may read the file's header before the load does."""
+    if isinstance(map_location, Mapping):
+        return is_by_location(map_location)
+    return callable(map_location) and not isinstance(map_location, torch.device)
+
+
 def meaning(
     path: str, map_location: MapLocation | None, names: Callable[[], Iterable[str]]
 ) -> torch.device | dict[str, torch.device] | Restore:

@@ -169,6 +169,22 @@ def test_a_tensor_of_a_devices_name_is_meant_by_it(
         veturboio.load(path, map_location={})
 
 
+@pytest.mark.parametrize("save", [torch.save, veturboio.save_file], ids=["pt", "safetensors"])
+def test_names_and_tensors_are_of_one_version(tmp_path: Path, save: Callable[..., Any]) -> None:
+    path, other = tmp_path / "model", tmp_path / "other"
+    save({"a": torch.ones(2), "b": torch.ones(3)}, path)
+    save({"a": torch.zeros(2), "c": torch.zeros(3)}, other)
+
+    def replacing(_name: str) -> str:
+        if other.exists():
+            other.replace(path)
+        return "cpu"
+
+    loaded = veturboio.load(path, map_location=replacing)
+    assert list(loaded) == ["a", "b"] and loaded["a"].tolist() == [1, 1]
+    assert list(veturboio.load(path)) == ["a", "c"]
+
+
 def test_files_that_tell_no_locations(tmp_path: Path) -> None:
     veturboio.save_file({"a": BASE}, tmp_path / "model.safetensors")
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / "model.pt")
