@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -36,11 +36,21 @@ from veturboio.placement import MapLocation
 
 _CPU = torch.device("cpu")
 
+#: Where torch.load puts storages: on one device, on one for each they were saved from, or where a
+#: function says.
+At = torch.device | dict[str, str] | Restore
+
+#: What torch.load says of a device that is not there.
+_MISSING_DEVICE = re.compile("(Attempting to deserialize object on|don't know how to restore).*")
+
 #: Whether this process has been told of a file that only torch.load could read.
 _warned = False
 _warning = threading.Lock()
 
 _ZIP = b"PK\x03\x04"
+
+#: What precedes an entry of an archive; of its fields, the lengths of a name and of extra fields.
+_LOCAL_HEADER = struct.Struct("<26xHH")
 
 #: Where the bytes of a storage must begin to be used as they are mapped: at a multiple of the
 #: largest element.
@@ -122,7 +132,7 @@ def explained(file: str, refused: UnknownNameError) -> str:
 def _placed(file: Handle, reader: _Reader, wanted: Wanted) -> Any:
     """What is wanted of the values, where and as it is wanted."""
 
-    def read(at: torch.device | Restore) -> Any:
+    def read(at: At) -> Any:
         values = reader.read(at)
         if not wanted.is_partial:
             return values
@@ -148,11 +158,11 @@ def _placed(file: Handle, reader: _Reader, wanted: Wanted) -> Any:
     return values
 
 
-def _location(file: str, map_location: MapLocation | None) -> torch.device | Restore | None:
+def _location(file: str, map_location: MapLocation | None) -> At | None:
     """What torch.load can do about the devices; None if they go by names."""
     if isinstance(map_location, Mapping):
         is_by_location = place.is_by_location(map_location)
-        return place.by_location(map_location) if is_by_location else None
+        return place.locations(map_location) if is_by_location else None
     if callable(map_location) and not isinstance(map_location, torch.device):
         return map_location if place.is_of_storage(map_location) else None
     return cast("torch.device", place.meaning(file, map_location, list))
@@ -240,13 +250,16 @@ class _Reader:
             self._is_zip = opened.read(len(_ZIP)) == _ZIP
         self._may_map = may_map and self._is_zip and _can_be_mapped(file)
 
-    def read(self, at: torch.device | Restore) -> Any:
+    def read(self, at: At) -> Any:
         """Make the file's values, with their storages on a device or where a function puts them.
 
         Raises:
             UnknownNameError: torch.load refuses the file.
             RuntimeError: there is no such device.
         """
+        if isinstance(at, dict):
+            for device in at.values():
+                _check_device(self._file, torch.device(device))
         if not isinstance(at, torch.device):
             return self._load(at, mapped=self._may_map)
         if at.type == "meta":
@@ -256,18 +269,9 @@ class _Reader:
             values = self._load(_CPU, mapped=False)
             return _nested.replaced(values, lambda tensor: moved(tensor, at))
         _check_device(self._file, at)
-        if not self._may_map or at.type != "cpu":
-            return self._load(at, mapped=self._may_map)
-        odd = []
+        return self._load(at, mapped=self._may_map)
 
-        def stay(storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
-            odd.append(storage.data_ptr() % _ALIGN != 0)
-            return storage
-
-        values = self._load(stay, mapped=True)
-        return self._load(at, mapped=False) if any(odd) else values
-
-    def _load(self, at: torch.device | Restore, mapped: bool) -> Any:
+    def _load(self, at: At, mapped: bool) -> Any:
         raised: list[BaseException] = []
 
         def put(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
@@ -277,7 +281,8 @@ class _Reader:
                 raised.append(error)
                 raise
 
-        where: Any = at if isinstance(at, torch.device) else put
+        # Tensors that wrap others, such as a DTensor, do not take a function.
+        where: Any = at if isinstance(at, (torch.device, dict)) else put
         try:
             return torch.load(self._file.path, map_location=where, weights_only=True, mmap=mapped)
         except _OF_THE_MACHINE:
@@ -285,9 +290,12 @@ class _Reader:
         except _OF_THE_FILE as error:
             if raised:
                 raise
+            missing = _MISSING_DEVICE.match(str(error))
             words = _words(error)
         finally:
             raised.clear()
+        if missing is not None:
+            raise RuntimeError(f"load {shown(self._file)}: {missing[0]}")
         text = f"{self._refused}; torch.load refuses it too{words}"
         reason = f"{self._refused.reason}; torch.load refuses it too{words}"
         raise UnknownNameError(text, shown(self._file), None, reason)
@@ -298,10 +306,23 @@ def _can_be_mapped(file: Handle) -> bool:
     if torch.serialization.get_default_mmap_options() != mmap.MAP_PRIVATE:
         return False
     try:
-        with zipfile.ZipFile(file.path) as archive:
-            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        with Path(file.path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+            return all(
+                entry.compress_type == zipfile.ZIP_STORED
+                and (entry.file_size == 0 or _start(opened, entry) % _ALIGN == 0)
+                for entry in entries
+            )
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError):
         return False  # torch's reader is of another mind, and reads entry by entry
+
+
+def _start(opened: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an entry begin: behind its header, name and extra fields."""
+    opened.seek(entry.header_offset)
+    header = opened.read(_LOCAL_HEADER.size)
+    name_len, extra_len = _LOCAL_HEADER.unpack(header)
+    return entry.header_offset + len(header) + int(name_len) + int(extra_len)
 
 
 def _words(error: Exception) -> str:

@@ -93,8 +93,13 @@ def is_by_location(map_location: Mapping[str, Device]) -> bool:
 
 def by_location(map_location: Mapping[str, Device]) -> Restore:
     """What torch.load does with a dict: locations that it does not have stay what they are."""
-    devices = {location: str(_device(map_location[location])) for location in map_location}
+    devices = locations(map_location)
     return lambda _storage, location: devices.get(location, location)
+
+
+def locations(map_location: Mapping[str, Device]) -> dict[str, str]:
+    """The same dict as torch.load takes it."""
+    return {location: str(_device(map_location[location])) for location in map_location}
 
 
 def is_of_storage(function: Callable[..., Any]) -> bool:

@@ -222,6 +222,37 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.equal(loaded["w"], W) and torch.equal(loaded["c"], C.conj())
 
 
+DISTRIBUTED = """
+import os, sys, warnings, torch, veturboio
+import torch.distributed as dist, torch.distributed.tensor as dt
+warnings.simplefilter("ignore")
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh = dist.init_device_mesh("cpu", (1,))
+whole = torch.arange(6.0).view(3, 2)
+torch.save({"w": whole, "d": dt.distribute_tensor(whole, mesh, [dt.Shard(0)])}, sys.argv[1])
+for options in ({}, {"names": ["d", "w"]}, {"dtype": torch.half}, {"map_location": {"": "cpu"}},
+                {"map_location": {"cuda:0": "cpu"}}, {"way": "map"}, {"mmap": True}):
+    loaded = veturboio.load(sys.argv[1], **options)
+    assert isinstance(loaded["d"], dt.DTensor), options
+    assert torch.equal(loaded["d"].to_local().float(), whole), options
+    assert loaded["d"].dtype == loaded["w"].dtype == options.get("dtype", torch.float32)
+target = {"w": torch.zeros(3, 2), "d": torch.zeros(3, 2)}
+try:
+    veturboio.load(sys.argv[1], state_dict=target)
+except veturboio.ArgumentError as error:
+    assert "DTensor" in str(error) and not target["w"].any()
+else:
+    raise SystemExit("was filled")
+dist.destroy_process_group()
+"""
+
+
+def test_tensors_that_wrap_others(tmp_path: Path, run_anew: Run) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without distributed")
+    run_anew(DISTRIBUTED, tmp_path / "model.pt")
+
+
 def test_explain(plain: Path) -> None:
     told = veturboio.explain(plain)
     assert told.startswith(f"{plain}: torch.load(weights_only=True), because ")
