@@ -15,7 +15,8 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -62,8 +63,7 @@ def is_address(path: str) -> bool:
     return bool(colon) and scheme in _SCHEMES
 
 
-@contextmanager
-def opened(file: File) -> Iterator[str]:
+def opened(file: File) -> AbstractContextManager[str]:
     """Give the core's name for ``file``, valid within the context.
 
     Args:
@@ -76,30 +76,37 @@ def opened(file: File) -> Iterator[str]:
         TypeError: it is none of these, or a file that is open as text.
         io.UnsupportedOperation: an OSError: the file is not open for reading.
     """
-    if isinstance(file, str) or (isinstance(file, bytes) and not _is_content(file)):
-        yield os.fsdecode(file)
-        return
+    if isinstance(file, (str, Path)) or (isinstance(file, bytes) and not _is_content(file)):
+        return nullcontext(os.fsdecode(file))
     fsspec = sys.modules.get("fsspec.core")
     if fsspec is not None and isinstance(file, fsspec.OpenFile):  # which is not open yet
-        with file as inner, opened(inner) as path:
-            yield path
-        return
+        return _opened_first(file)
     is_open = hasattr(file, "read")
     if isinstance(file, os.PathLike) and not is_open:
-        yield os.fsdecode(file)
-        return
+        return nullcontext(os.fsdecode(file))
     name = _name_of(file)
     if is_open:
-        with _read(file, name) as handle:
-            yield handle
-        return
+        return _read(file, name)
     try:
         content = memoryview(cast("Any", file))
     except TypeError:
-        raise TypeError(
-            f"load {name}: expected str, bytes or os.PathLike object, a buffer or an open binary "
-            f"file, not {type(file).__name__}"
-        ) from None
+        pass
+    else:
+        return _content(content, name)
+    raise TypeError(
+        f"load {name}: expected str, bytes or os.PathLike object, a buffer or an open binary "
+        f"file, not {type(file).__name__}"
+    )
+
+
+@contextmanager
+def _opened_first(file: AbstractContextManager[Readable]) -> Iterator[str]:
+    with file as inner, opened(inner) as path:
+        yield path
+
+
+@contextmanager
+def _content(content: memoryview, name: str) -> Iterator[Handle]:
     with content, _in_memory(_parts(content), name) as handle:
         yield handle
 

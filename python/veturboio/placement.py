@@ -31,6 +31,8 @@ def as_options(path: str, map_location: MapLocation | None, **described: Any) ->
     Raises:
         TypeError, RuntimeError: something is no device.
     """
+    if isinstance(map_location, (str, int, torch.device)):
+        return {"map_location": torch.device(map_location)}
     meant = meaning(path, map_location, lambda: _ops.names(path, **described))
     if isinstance(meant, torch.device):
         return {"map_location": meant}
@@ -55,9 +57,11 @@ def as_options(path: str, map_location: MapLocation | None, **described: Any) ->
 
 def needs_header(map_location: MapLocation | None) -> bool:
     """Whether ``as_options`` may read the file's header before the load does."""
+    if map_location is None or isinstance(map_location, (str, int, torch.device)):
+        return False
     if isinstance(map_location, Mapping):
         return is_by_location(map_location)
-    return callable(map_location) and not isinstance(map_location, torch.device)
+    return callable(map_location)
 
 
 def meaning(
