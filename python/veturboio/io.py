@@ -177,21 +177,20 @@ def _natively(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
         _ops.fill(path, wanted.state_dict, progress=wanted.progress, **options)
         return dict(wanted.state_dict)
     if not place.needs_header(wanted.map_location):
-        return _placed(path, wanted)
-    with held(path) as file:  # which is read twice
-        return _placed(file, wanted)
-
-
-def _placed(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
+        return _placed(path, wanted, {})
     described = {"num_thread", "storage_options", "cache_dir", "names", "slices"}
-    how = {name: wanted.options[name] for name in described & wanted.options.keys()}
+    with held(path) as file:  # which is read twice
+        return _placed(file, wanted, {name: options[name] for name in described & options.keys()})
+
+
+def _placed(path: str, wanted: Wanted, described: dict[str, Any]) -> dict[str, torch.Tensor]:
     loaded = _ops.load(
         path,
         progress=wanted.progress,
         dtype=wanted.dtype,
         one_allocation=wanted.one_allocation,
         **wanted.options,
-        **place.as_options(path, wanted.map_location, **how),
+        **place.as_options(path, wanted.map_location, **described),
     )
     return cast("dict[str, torch.Tensor]", loaded)
 
