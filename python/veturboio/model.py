@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 import torch
 
+from veturboio._sources import File
 from veturboio.io import FilePath, load, save_file
+from veturboio.placement import MapLocation
 
 
 def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None = False) -> None:
@@ -25,11 +27,11 @@ def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None =
 
 def load_model(
     model: torch.nn.Module,
-    file: FilePath,
+    file: File,
     strict: bool = True,
-    map_location: str | int | torch.device | None = None,
+    map_location: MapLocation | None = None,
     *,
-    device: str | int | torch.device | None = None,
+    device: MapLocation | None = None,
 ) -> tuple[list[str], list[str]]:
     """Load a file into a module, whose parameters and buffers are written in place.
 
@@ -37,10 +39,10 @@ def load_model(
 
     Args:
         model: the module.
-        file: path of a safetensors file, or of a PyTorch file that holds a state_dict.
+        file: a safetensors file, or a PyTorch file that holds a state_dict; as for :func:`load`.
         strict: whether names that are missing or unexpected are an error.
-        map_location: device that the tensors are read to, on their way to the module; "cpu" by
-            default.
+        map_location: device that the tensors are read to, on their way to the module, as for
+            :func:`load`; "cpu" by default.
         device: the same, by the name that ``safetensors.torch.load_model`` gives it.
 
     Returns:
@@ -56,7 +58,7 @@ def load_model(
     if map_location is not None and device is not None:
         raise TypeError("load_model() takes map_location or device, not both")
     wanted = device if map_location is None else map_location
-    loaded = load(file, map_location=torch.device("cpu" if wanted is None else wanted))
+    loaded = load(file, map_location="cpu" if wanted is None else wanted)
     absent, unexpected = model.load_state_dict(loaded, strict=False)
     missing = sorted(set(absent) - _tied(model, absent, loaded.keys()))
     if strict and (missing or unexpected):

@@ -17,6 +17,7 @@ use super::{
     value::{Pickle, Ref, Value},
     Refusal,
 };
+use serde_json::json;
 use std::collections::HashMap;
 
 /// A storage that tensors refer to.
@@ -26,6 +27,8 @@ pub struct Storage {
     pub key: String,
     pub dtype: TorchDtype,
     pub byte_len: u64,
+    /// The device that it was saved from, in torch's words: `cpu`, `cuda:0`.
+    pub location: String,
 }
 
 /// A tensor within a storage; offset and strides count elements.
@@ -106,6 +109,21 @@ impl Checkpoint {
     #[must_use]
     pub fn is_module(&self) -> bool {
         matches!(self.meaning(self.pickle.root), Some(Meaning::Module(_)))
+    }
+
+    /// The device that each tensor was saved from, and how many tensors in a row have it, as JSON:
+    /// `{"locations": [["cuda:0", 3], ["cpu", 1]]}`.
+    #[must_use]
+    pub fn locations(&self) -> String {
+        let mut runs: Vec<(&str, usize)> = Vec::new();
+        for tensor in &self.tensors {
+            let location = self.storages[tensor.storage].location.as_str();
+            match runs.last_mut() {
+                Some((last, count)) if *last == location => *count += 1,
+                _ => runs.push((location, 1)),
+            }
+        }
+        json!({ "locations": runs }).to_string()
     }
 
     /// What a call, a name or a persistent id stands for.

@@ -58,6 +58,9 @@ const KNOWN: [(&str, &str); 27] = [
 const COPIES_A_VALUE: usize = 16;
 const FREE_COPIES: usize = 1 << 20;
 
+/// Bytes of the longest location of a storage, such as `cuda:0`.
+const MAX_LOCATION: usize = 64;
+
 /// Classes that TorchScript compiled: their instances are their attributes.
 const SCRIPTED: &str = "__torch__";
 
@@ -444,7 +447,7 @@ impl<'a> Reader<'a> {
                 return unknown(format!("{module}.{name}"));
             }
         }
-        let (class, key, elements) = match *parts {
+        let (class, key, location, elements) = match *parts {
             [tag, class, key, location, n] => self.described(tag, class, key, location, n),
             [tag, class, key, location, n, view] => {
                 let described = self.described(tag, class, key, location, n);
@@ -470,7 +473,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| {
                 Malformed::new(format!("storage {} of {elements} elements", self.shown(key)))
             })?;
-        self.named_storage(key, dtype, byte_len)
+        self.named_storage(key, dtype, byte_len, location)
     }
 
     /// The storage of a key, which is taken down if it is new.
@@ -479,13 +482,14 @@ impl<'a> Reader<'a> {
         key: Ref,
         dtype: TorchDtype,
         byte_len: u64,
+        location: &'a [u8],
     ) -> Result<usize, Refusal> {
         let Value::Str(name) = self.pickle.value(key) else {
             return malformed("a tensor lies in what is no storage");
         };
         let known = self.places.get(&key).copied().or_else(|| self.keys.get(name).copied());
         let index = match known {
-            None => self.push(name, dtype, byte_len),
+            None => self.push(name, dtype, byte_len, location)?,
             Some(index) => {
                 let storage = &self.read.storages[index];
                 match (storage.byte_len == byte_len, storage.dtype == dtype) {
@@ -494,7 +498,7 @@ impl<'a> Reader<'a> {
                     (true, false) if byte_len == 0 => match self.empty.get(&(index, dtype)) {
                         Some(&twin) => return Ok(twin),
                         None => {
-                            let twin = self.push(name, dtype, 0);
+                            let twin = self.push(name, dtype, 0, location)?;
                             self.empty.insert((index, dtype), twin);
                             return Ok(twin);
                         }
@@ -511,12 +515,23 @@ impl<'a> Reader<'a> {
         Ok(index)
     }
 
-    fn push(&mut self, name: &[u8], dtype: TorchDtype, byte_len: u64) -> usize {
-        self.read.storages.push(Storage { key: text(name), dtype, byte_len });
-        self.read.storages.len() - 1
+    fn push(
+        &mut self,
+        name: &[u8],
+        dtype: TorchDtype,
+        byte_len: u64,
+        location: &[u8],
+    ) -> Result<usize, Refusal> {
+        if location.len() > MAX_LOCATION {
+            let len = location.len();
+            return malformed(format!("storage {} has a location of {len} bytes", shown(&text(name))));
+        }
+        let (key, location) = (text(name), text(location));
+        self.read.storages.push(Storage { key, dtype, byte_len, location });
+        Ok(self.read.storages.len() - 1)
     }
 
-    /// Class, key and count of elements, if these are the parts of a storage's id.
+    /// Class, key, location and count of elements, if these are the parts of a storage's id.
     fn described(
         &self,
         tag: Ref,
@@ -524,13 +539,14 @@ impl<'a> Reader<'a> {
         key: Ref,
         location: Ref,
         elements: Ref,
-    ) -> Option<((&'a str, &'a str), Ref, i64)> {
+    ) -> Option<((&'a str, &'a str), Ref, &'a [u8], i64)> {
         let values = [key, location, elements].map(|part| self.pickle.value(part));
         match (self.pickle.value(class), values) {
-            (Value::Global(module, name), [Value::Str(_), Value::Str(_), Value::Int(elements)])
-                if self.is_text(tag, "storage") =>
-            {
-                Some(((module, name), key, elements))
+            (
+                Value::Global(module, name),
+                [Value::Str(_), Value::Str(location), Value::Int(elements)],
+            ) if self.is_text(tag, "storage") => {
+                Some(((module, name), key, location, elements))
             }
             _ => None,
         }
