@@ -46,6 +46,7 @@ struct Wanted {
   std::optional<DeviceDict> devices = {};
   std::optional<at::ScalarType> dtype = {};
   Store store = {};
+  bool skip_unknown = false;
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
@@ -54,6 +55,7 @@ struct Wanted {
         .num_thread = num_thread,
         .header_only = is_meta(),
         .structured = structured,
+        .skip_unknown = skip_unknown,
         .use_direct_io = use_direct_io,
         .way = way.value_or(""),
         .some = names.has_value(),

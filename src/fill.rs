@@ -12,7 +12,7 @@ use crate::{
     plan::{self, Place, Plan},
     share,
     slice::Runs,
-    storage::Source,
+    storage::{inflated::Inflated, Source},
     tensors::{StateDict, Tensor},
     threads::Ready,
     ways::{Job, Piece},
@@ -38,12 +38,14 @@ pub(crate) fn fill(
     targets: &dyn StateDict,
 ) -> Result<Vec<usize>> {
     let file = open(path, request)?;
-    let Described { again, plan, names, .. } = described(&*file, request, false)?;
+    let Described { again, plan, names, deflated, .. } = described(&*file, request, false)?;
+    let inflated = Inflated::of(&*file, deflated);
+    let file = inflated.as_ref().map_or(&*file, |inflated| inflated as &dyn Source);
     let views = look_at(targets, path)?;
     let pairs = matched(&plan, &names, &views, path)?;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
-    let choice = chosen(&*file, &plan, again, request);
+    let choice = chosen(file, &plan, again, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     let mut away = Spread::default();
@@ -76,7 +78,7 @@ pub(crate) fn fill(
             _ => left.push(target),
         }
     }
-    read(&*file, &choice, request, pieces, &away)?;
+    read(file, &choice, request, pieces, &away)?;
     Ok(left)
 }
 
@@ -106,7 +108,7 @@ fn described(
     request: &load::Request<'_>,
     structured: bool,
 ) -> Result<Described> {
-    describe(file, structured, false, request.wish.num_thread, request.watch)
+    describe(file, structured, false, request)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it

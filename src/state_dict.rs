@@ -224,6 +224,7 @@ impl LoadOptions {
             selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            skip_unknown: false,
             placement: &self.placement,
             targets,
             storage: &self.storage,

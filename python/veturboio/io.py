@@ -43,6 +43,7 @@ def load(
     cache_dir: FilePath | None = None,
     weights_only: bool | None = None,
     mmap: bool | None = None,
+    skip_unknown: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
@@ -112,6 +113,11 @@ def load(
         cache_dir: a directory in which downloaded objects are kept for the next load, by version.
         weights_only: True and None are what is always done: no pickle is run. False is refused.
         mmap: True is ``way="map"``, False is ``way="read"``, and None chooses.
+        skip_unknown: True puts a :class:`veturboio.Unknown` where a PyTorch file has an object of a
+            class or function that is not known, instead of refusing the file or having torch.load
+            read it. The stand-in holds what the object would have been made of; the names of
+            tensors lead through it: those of a pickled ``torch.nn.Module`` are those of its
+            state_dict. Nothing of the file is run.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file. What torch.load
@@ -142,6 +148,7 @@ def load(
             "way": _way(path, way, mmap, use_direct_io),
             "storage_options": _options(storage_options),
             "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
+            "skip_unknown": skip_unknown,
             **as_options(path, names, slices),
         }
         if state_dict is not None:
@@ -175,7 +182,7 @@ def _natively(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
     if wanted.state_dict is not None:
         _ops.fill(path, wanted.state_dict, progress=wanted.progress, **options)
         return dict(wanted.state_dict)
-    described = {"num_thread", "storage_options", "cache_dir", "names", "slices"}
+    described = {"num_thread", "storage_options", "cache_dir", "skip_unknown", "names", "slices"}
     how = {name: options[name] for name in described & options.keys()}
     loaded = _ops.load(
         path,
@@ -219,6 +226,7 @@ def explain(
     slices: Slices | None = None,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
+    skip_unknown: bool = False,
 ) -> str:
     """Say in a sentence which way ``load`` would take, and why.
 
@@ -237,6 +245,7 @@ def explain(
                 way=way,
                 storage_options=_options(storage_options),
                 cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
+                skip_unknown=skip_unknown,
                 **as_options(path, names, slices),
             )
         except UnknownNameError as error:

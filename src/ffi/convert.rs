@@ -12,7 +12,7 @@ use crate::{
     choice::Wish,
     error::{Error, Result},
     format::shown,
-    load as loading,
+    load::{self as loading, Structure},
     placement::{Device, Home, Placement},
     plan::{self, Place},
     select::Selection,
@@ -33,15 +33,16 @@ pub(super) struct Wanted {
     pub(super) storage: storage::Options,
     header_only: bool,
     structured: bool,
+    skip_unknown: bool,
 }
 
 impl Wanted {
     pub(super) fn of(path: &Path, request: &LoadRequest) -> Result<Self> {
         let wish = Wish { way: way(path, request)?, num_thread: threads(request.num_thread) };
         let (selection, placement) = (selection(path, request)?, placement(request));
-        let &LoadRequest { header_only, structured, .. } = request;
+        let &LoadRequest { header_only, structured, skip_unknown, .. } = request;
         let storage = options(&request.storage);
-        Ok(Self { wish, selection, placement, storage, header_only, structured })
+        Ok(Self { wish, selection, placement, storage, header_only, structured, skip_unknown })
     }
 
     pub(super) fn with<'a>(
@@ -50,7 +51,8 @@ impl Wanted {
         buffers: &'a Buffers,
         watch: &'a Watch<'a>,
     ) -> loading::Request<'a> {
-        let Self { wish, selection, placement, storage, header_only, structured } = self;
+        let Self { wish, selection, placement, storage, header_only, structured, skip_unknown } =
+            self;
         loading::Request {
             wish: *wish,
             selection: selection.clone(),
@@ -59,6 +61,7 @@ impl Wanted {
             storage,
             header_only: *header_only,
             structured: *structured,
+            skip_unknown: *skip_unknown,
             buffers,
             watch,
         }
@@ -204,11 +207,13 @@ unsafe impl Sync for StateDict {}
 impl From<loading::Loaded> for Loaded {
     fn from(loaded: loading::Loaded) -> Self {
         let name = |(name, tensor)| Name { name, tensor };
+        let Structure { pickle, locations } = loaded.structure.unwrap_or_default();
         Self {
             storages: loaded.storages.into_iter().map(StorageSpec::from).collect(),
             tensors: loaded.tensors.into_iter().map(TensorSpec::from).collect(),
             names: loaded.names.into_iter().map(name).collect(),
-            structure: loaded.structure.unwrap_or_default(),
+            structure: locations,
+            values: pickle,
             region: Box::new(loaded.region),
         }
     }

@@ -220,10 +220,7 @@ fn of_tuple(hashes: &[u64]) -> u64 {
     const PRIMES: [u64; 3] =
         [11_400_714_785_074_694_791, 14_029_467_366_897_019_727, 2_870_177_450_012_600_261];
     let mixed = hashes.iter().fold(PRIMES[2], |mixed, &hash| {
-        mixed
-            .wrapping_add(hash.wrapping_mul(PRIMES[1]))
-            .rotate_left(31)
-            .wrapping_mul(PRIMES[0])
+        mixed.wrapping_add(hash.wrapping_mul(PRIMES[1])).rotate_left(31).wrapping_mul(PRIMES[0])
     });
     mixed.wrapping_add(hashes.len() as u64 ^ (PRIMES[2] ^ 3_527_539))
 }

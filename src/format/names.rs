@@ -96,9 +96,8 @@ fn leading(checkpoint: &Checkpoint, steps: &Steps<'_>) -> Result<Vec<bool>, Refu
     let mut leading = vec![false; pickle.slot_count()];
     let is_tensor =
         |meaning: &Meaning| matches!(meaning, Meaning::Tensor(_) | Meaning::Parameter { .. });
-    let mut waiting: Vec<usize> = slots()
-        .filter(|index| checkpoint.meanings.get(index).is_some_and(is_tensor))
-        .collect();
+    let mut waiting: Vec<usize> =
+        slots().filter(|index| checkpoint.meanings.get(index).is_some_and(is_tensor)).collect();
     while let Some(index) = waiting.pop() {
         if std::mem::replace(&mut leading[index], true) {
             continue;
@@ -160,7 +159,9 @@ impl Names<'_> {
             return Err(Malformed::new("a container holds itself").into());
         }
         match (checkpoint.pickle.value(value), meaning) {
-            (_, Some(Meaning::Module(inner) | Meaning::Same(inner))) => self.enter(*inner, named)?,
+            (_, Some(Meaning::Module(inner) | Meaning::Same(inner))) => {
+                self.enter(*inner, named)?
+            }
             (Value::Dict(items), _) => self.of_pairs(items, named, false)?,
             (Value::List(items), _) => self.of_items(items, named)?,
             (Value::Tuple(items), _) => self.of_items(items.iter().copied(), named)?,

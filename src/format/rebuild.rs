@@ -83,11 +83,7 @@ pub(super) fn storages(pickle: &Pickle, steps: &Steps<'_>) -> Result<Vec<Storage
 }
 
 /// Whether a pickle has a meaning.
-pub(super) fn check(
-    pickle: &Pickle,
-    skip_unknown: bool,
-    steps: &Steps<'_>,
-) -> Result<(), Refusal> {
+pub(super) fn check(pickle: &Pickle, skip_unknown: bool, steps: &Steps<'_>) -> Result<(), Refusal> {
     Reader::new(pickle, skip_unknown, steps).read().map(drop)
 }
 
@@ -202,7 +198,9 @@ impl<'a> Reader<'a> {
             Err(Refusal::Unknown(_)) if self.skip_unknown => {
                 Ok(Some(Meaning::Unknown(self.name_of(value))))
             }
-            Ok(Meaning::Module(_)) if self.skip_unknown && !self.is_scripted_module(self.pickle.root) => {
+            Ok(Meaning::Module(_))
+                if self.skip_unknown && !self.is_scripted_module(self.pickle.root) =>
+            {
                 Ok(Some(Meaning::Unknown(self.name_of(value))))
             }
             other => other.map(Some),
@@ -274,10 +272,12 @@ impl<'a> Reader<'a> {
             return malformed(format!("{module}.{name} is given a state"));
         }
         match name {
-            "OrderedDict" if args.is_empty() => match call.state.map(|state| self.pickle.value(state)) {
-                None | Some(Value::Dict(_)) => Ok(Meaning::OrderedDict),
-                Some(_) => malformed("the attributes of an OrderedDict are no dict"),
-            },
+            "OrderedDict" if args.is_empty() => {
+                match call.state.map(|state| self.pickle.value(state)) {
+                    None | Some(Value::Dict(_)) => Ok(Meaning::OrderedDict),
+                    Some(_) => malformed("the attributes of an OrderedDict are no dict"),
+                }
+            }
             "Counter" if args.is_empty() && call.state.is_none() => Ok(Meaning::Counter),
             "_rebuild_tensor" if args.len() == 4 => self.tensor(args, None, None),
             "_rebuild_tensor_v2" if matches!(args.len(), 6 | 7) => {
@@ -524,7 +524,10 @@ impl<'a> Reader<'a> {
     ) -> Result<usize, Refusal> {
         if location.len() > MAX_LOCATION {
             let len = location.len();
-            return malformed(format!("storage {} has a location of {len} bytes", shown(&text(name))));
+            return malformed(format!(
+                "storage {} has a location of {len} bytes",
+                shown(&text(name))
+            ));
         }
         let (key, location) = (text(name), text(location));
         self.read.storages.push(Storage { key, dtype, byte_len, location });
@@ -545,9 +548,7 @@ impl<'a> Reader<'a> {
             (
                 Value::Global(module, name),
                 [Value::Str(_), Value::Str(location), Value::Int(elements)],
-            ) if self.is_text(tag, "storage") => {
-                Some(((module, name), key, location, elements))
-            }
+            ) if self.is_text(tag, "storage") => Some(((module, name), key, location, elements)),
             _ => None,
         }
     }

@@ -10,7 +10,10 @@
 //! torch then returns garbage, and this reader refuses. Source: APPNOTE.TXT 6.3.10, sections 4.3
 //! and 4.5.3.
 
-use super::{inflate::{Deflated, MAX_RATIO}, one, shown, Malformed, Read, Unreadable};
+use super::{
+    inflate::{Deflated, MAX_RATIO},
+    one, shown, Malformed, Read, Unreadable,
+};
 use std::ops::Range;
 
 const LOCAL: u32 = 0x0403_4b50;
