@@ -146,3 +146,7 @@ fn one<E>(read: &impl Read<E>, range: Range<u64>) -> Result<Vec<u8>, Unreadable<
     let mut read = read(&[range]).map_err(Unreadable::Source)?;
     Ok(read.pop().unwrap_or_default())
 }
+
+#[cfg(test)]
+#[path = "work_tests.rs"]
+mod work_tests;

@@ -207,17 +207,28 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// How messages call what has no meaning here.
+    /// How a stand-in is called for what has no meaning here.
     fn name_of(&self, value: Ref) -> String {
-        let name = match self.pickle.value(value) {
-            Value::Call(call) => self.class(call.callable),
+        let class = match self.pickle.value(value) {
+            Value::Call(call) => match (self.class(call.callable), self.tuple(call.args)) {
+                // It makes an instance of its first argument.
+                (Some(("copyreg" | "copy_reg", "_reconstructor")), Ok([class, ..])) => {
+                    self.class(*class)
+                }
+                (class, _) => class,
+            },
             Value::Persistent(id) => match self.tuple(id) {
                 Ok([_, class, ..]) => self.class(*class),
                 _ => None,
             },
             _ => self.class(value),
         };
-        name.map_or_else(|| "an object".to_owned(), |(module, name)| format!("{module}.{name}"))
+        match class {
+            // What Python 2 called it, and the protocols up to 2 still do.
+            Some(("__builtin__", name)) => format!("builtins.{name}"),
+            Some((module, name)) => format!("{module}.{name}"),
+            None => "an object".to_owned(),
+        }
     }
 
     /// The imported name that a value is. The old format has the classes of modules as persistent
