@@ -44,7 +44,7 @@ fn steps_are_bounded_by_the_length() {
         [b"(", &tag[..], b"ctorch\nFloatStorage\n", key, &cpu, b"K\x04tQ"].concat()
     };
     let many = [&b"("[..], &b"N".repeat(100_000), b"tq\x000"].concat();
-    let listed = [&b"](" [..], &b"N".repeat(100_000), b"eq\x000"].concat();
+    let listed = [&b"]("[..], &b"N".repeat(100_000), b"eq\x000"].concat();
     let name = [&text(&"n".repeat(200_000))[..], b"q\x000"].concat();
     let doubled = [&b"]q\x00"[..], &b"(h\x00h\x00h\x00h\x00lq\x00".repeat(10_000), b"0"].concat();
     let keys = [&b"("[..], &b"K\x01".repeat(900), b"tq\x000"].concat();

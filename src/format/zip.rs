@@ -91,6 +91,10 @@ impl Entry {
         let Self { data, len, crc32, .. } = self.clone();
         match self.packing {
             STORED => Ok(Found::Stored(data)),
+            DEFLATED if len / MAX_RATIO > data.end - data.start => Err(Malformed::new(format!(
+                "zip entry {} says that it grows to more than deflated bytes can",
+                shown(&self.name)
+            ))),
             DEFLATED => {
                 let name = self.name.clone();
                 Ok(Found::Deflated(Deflated { name, from: data, len, crc32 }))
@@ -165,20 +169,7 @@ impl End {
         let missing = || Malformed::new("zip archive is cut short: it has no end record");
         let tail_start = len.saturating_sub(END_LEN + MAX_COMMENT + LOCATOR_64_LEN);
         let tail = one(read, tail_start..len)?;
-        let at = (0..=tail.len().checked_sub(END_LEN as usize).ok_or_else(missing)?)
-            .rev()
-            .find(|&at| {
-                let mut fields = Fields(&tail[at..]);
-                fields.u32() == Some(END)
-            })
-            .ok_or_else(missing)?;
-        // The last signature counts, as it does to torch: what stands behind the record and its
-        // comment (a newline, padding) is no part of the archive.
-        let comment = Fields(&tail[at..]).skip(20).and_then(|()| Fields(&tail[at + 20..]).u16());
-        let behind = tail.len() - at - END_LEN as usize;
-        if comment.is_none_or(|comment| usize::from(comment) > behind) {
-            return Err(missing().into());
-        }
+        let at = record_in(&tail).ok_or_else(missing)?;
         let mut fields = Fields(&tail[at + 4..]);
         let short = (|| {
             let (disk, start_disk) = (fields.u16()?, fields.u16()?);
@@ -223,6 +214,26 @@ impl End {
     }
 }
 
+/// Where the end record begins: the last whose comment fills the rest, or else the last, since bytes
+/// behind an archive (a newline, padding) are no part of it. torch takes the last.
+fn record_in(tail: &[u8]) -> Option<usize> {
+    let last = tail.len().checked_sub(END_LEN as usize)?;
+    let behind = |at: usize| {
+        let mut fields = Fields(&tail[at..]);
+        let is_signed = fields.u32() == Some(END);
+        fields.skip(16)?;
+        let comment = usize::from(fields.u16()?);
+        if is_signed {
+            fields.0.len().checked_sub(comment)
+        } else {
+            None
+        }
+    };
+    let is_signed = |&at: &usize| tail[at..].starts_with(&END.to_le_bytes());
+    let exact = (0..=last).rev().find(|&at| behind(at) == Some(0));
+    exact.or_else(|| (0..=last).rev().find(is_signed).filter(|&at| behind(at).is_some()))
+}
+
 /// An entry as the directory lists it.
 struct Listed {
     name: String,
@@ -263,9 +274,6 @@ impl Listed {
         let (size, packed, local) = wide.read().ok_or_else(|| refused("lacks its 64-bit sizes"))?;
         if packing == STORED && size != packed {
             return Err(refused("is stored in a size that is not its own"));
-        }
-        if packing == DEFLATED && size / MAX_RATIO > packed {
-            return Err(refused("says that it grows to more than deflated bytes can"));
         }
         Ok(Self { name, packed, len: size, crc32, local, packing })
     }

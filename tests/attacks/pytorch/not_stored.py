@@ -11,6 +11,16 @@ from .builder import FOUR, Case, good
 COMPRESSED, ENCRYPTED = "is compressed", "is encrypted"
 DEFLATE = 8
 
+#: What torch returns garbage for, or takes.
+TORCH_TAKES = {
+    "pickle-deflated-and-more",
+    "pickle-of-another-checksum",
+    "storage-of-no-deflated-bytes",
+    "storage-deflated-and-cut",
+    "storage-deflated-and-more",
+    "storage-of-another-checksum",
+}
+
 
 def cases() -> Iterator[Case]:
     for at, kind in ((0, "pickle"), (2, "storage")):
@@ -62,7 +72,8 @@ def _deflated() -> Iterator[Case]:
             entries: list[Entry] = good()
             changed = {**said, **change}
             entries[at] = entry._replace(data=data_now, local=changed, listed=changed)
-            yield Case(name, archive(entries), reason)
+            # torch looks neither at checksums nor at what follows, and takes what it gets.
+            yield Case(name, archive(entries), reason, name not in TORCH_TAKES)
 
 
 def deflated_entry(name: str, data: bytes) -> Entry:
