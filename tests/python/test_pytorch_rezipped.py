@@ -93,7 +93,7 @@ def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
     start = entry.header_offset + 30 + len(entry.filename)
     for at in range(start, start + entry.compress_size, entry.compress_size // 50):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-        with pytest.raises(veturboio.FormatError, match="data/0.* (is|inflates|holds)"):
+        with pytest.raises(veturboio.FormatError, match=r"data/0.* (is|inflates|holds)"):
             veturboio.load(file)
 
 
