@@ -309,7 +309,9 @@ impl<'a> Writer<'a> {
             Meaning::Dtype(dtype) => self.id(b'D', |writer| writer.text(dtype.name().as_bytes())),
             Meaning::Device(kind, index) => self.id(b'V', |writer| {
                 writer.text(kind.as_bytes());
-                index.iter().for_each(|&index| writer.int(index));
+                if let Some(index) = *index {
+                    writer.int(index);
+                }
             }),
             Meaning::Bytes(bytes) => self.counted(0x8e, bytes),
             Meaning::ByteArray(bytes) => self.counted(0x96, bytes),
@@ -361,12 +363,11 @@ impl<'a> Writer<'a> {
     }
 
     fn get(&mut self, number: u32) {
-        match u8::try_from(number) {
-            Ok(number) => self.out.extend_from_slice(&[b'h', number]),
-            Err(_) => {
-                self.out.push(b'j');
-                self.out.extend_from_slice(&number.to_le_bytes());
-            }
+        if let Ok(number) = u8::try_from(number) {
+            self.out.extend_from_slice(&[b'h', number]);
+        } else {
+            self.out.push(b'j');
+            self.out.extend_from_slice(&number.to_le_bytes());
         }
     }
 
@@ -390,12 +391,11 @@ impl<'a> Writer<'a> {
     }
 
     fn text(&mut self, bytes: &[u8]) {
-        match u8::try_from(bytes.len()) {
-            Ok(len) => {
-                self.out.extend_from_slice(&[0x8c, len]);
-                self.out.extend_from_slice(bytes);
-            }
-            Err(_) => self.counted(0x8d, bytes),
+        if let Ok(len) = u8::try_from(bytes.len()) {
+            self.out.extend_from_slice(&[0x8c, len]);
+            self.out.extend_from_slice(bytes);
+        } else {
+            self.counted(0x8d, bytes);
         }
     }
 

@@ -212,7 +212,7 @@ fn of_float(number: f64) -> u64 {
 
 /// What CPython makes of the hash of a frozenset's element, before it joins them.
 fn shuffled(hash: u64) -> u64 {
-    ((hash ^ 89_869_747) ^ (hash << 16)).wrapping_mul(3_644_798_167)
+    ((hash ^ 0x055b_4db3) ^ (hash << 16)).wrapping_mul(3_644_798_167)
 }
 
 /// CPython's own for tuples: its rounds mix too well for anything simpler to collide where it does.
@@ -222,7 +222,7 @@ fn of_tuple(hashes: &[u64]) -> u64 {
     let mixed = hashes.iter().fold(PRIMES[2], |mixed, &hash| {
         mixed.wrapping_add(hash.wrapping_mul(PRIMES[1])).rotate_left(31).wrapping_mul(PRIMES[0])
     });
-    mixed.wrapping_add(hashes.len() as u64 ^ (PRIMES[2] ^ 3_527_539))
+    mixed.wrapping_add(hashes.len() as u64 ^ (PRIMES[2] ^ 0x0035_d373))
 }
 
 #[cfg(test)]

@@ -114,7 +114,9 @@ impl<'de> Visitor<'de> for TensorVisitor {
                 "shape" => once(&mut shape, map.next_value()?, FIELDS[1])?,
                 "data_offsets" => once(&mut data_offsets, map.next_value()?, FIELDS[2])?,
                 // Read, not skipped: the reference refuses what it cannot read even here.
-                _ => drop(map.next_value::<Checked>()?),
+                _ => {
+                    map.next_value::<Checked>()?;
+                }
             }
         }
         Ok(RawTensor {

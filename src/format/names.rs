@@ -160,7 +160,7 @@ impl Names<'_> {
         }
         match (checkpoint.pickle.value(value), meaning) {
             (_, Some(Meaning::Module(inner) | Meaning::Same(inner))) => {
-                self.enter(*inner, named)?
+                self.enter(*inner, named)?;
             }
             (Value::Dict(items), _) => self.of_pairs(items, named, false)?,
             (Value::List(items), _) => self.of_items(items, named)?,

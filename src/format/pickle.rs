@@ -354,17 +354,16 @@ impl<'a> Machine<'a> {
             self.charge(check_name(module.len() + name.len())?, "it imports too many names")?;
             [module, b"\n", name].concat()
         };
-        let number = match self.numbers.get(&joined) {
-            Some(&number) => number,
-            None => {
-                let text = str::from_utf8(&joined).map_err(|_| "a name is not UTF-8")?;
-                let (module, name) = text.split_once('\n').unwrap_or_default();
-                check_name(module.len() + name.len())?;
-                self.globals.push((module.to_owned(), name.to_owned()));
-                let number = self.globals.len() as u32 - 1;
-                self.numbers.insert(joined, number);
-                number
-            }
+        let number = if let Some(&number) = self.numbers.get(&joined) {
+            number
+        } else {
+            let text = str::from_utf8(&joined).map_err(|_| "a name is not UTF-8")?;
+            let (module, name) = text.split_once('\n').unwrap_or_default();
+            check_name(module.len() + name.len())?;
+            self.globals.push((module.to_owned(), name.to_owned()));
+            let number = self.globals.len() as u32 - 1;
+            self.numbers.insert(joined, number);
+            number
         };
         self.push_slot(Kind::Global, number);
         Ok(())

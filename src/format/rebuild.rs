@@ -87,6 +87,9 @@ pub(super) fn check(pickle: &Pickle, skip_unknown: bool, steps: &Steps<'_>) -> R
     Reader::new(pickle, skip_unknown, steps).read().map(drop)
 }
 
+/// What the id of a storage says: class, key, location and count of elements.
+type Described<'a> = ((&'a str, &'a str), Ref, &'a [u8], i64);
+
 /// What comes of a pickle.
 #[derive(Debug, Default)]
 pub(super) struct Read {
@@ -506,14 +509,14 @@ impl<'a> Reader<'a> {
                 match (storage.byte_len == byte_len, storage.dtype == dtype) {
                     (true, true) => index,
                     // Tensors without elements may share one storage whatever their dtypes are.
-                    (true, false) if byte_len == 0 => match self.empty.get(&(index, dtype)) {
-                        Some(&twin) => return Ok(twin),
-                        None => {
-                            let twin = self.push(name, dtype, 0, location)?;
-                            self.empty.insert((index, dtype), twin);
+                    (true, false) if byte_len == 0 => {
+                        if let Some(&twin) = self.empty.get(&(index, dtype)) {
                             return Ok(twin);
                         }
-                    },
+                        let twin = self.push(name, dtype, 0, location)?;
+                        self.empty.insert((index, dtype), twin);
+                        return Ok(twin);
+                    }
                     _ => {
                         let key = self.shown(key);
                         return malformed(format!("storage {key} is described in two ways"));
@@ -553,7 +556,7 @@ impl<'a> Reader<'a> {
         key: Ref,
         location: Ref,
         elements: Ref,
-    ) -> Option<((&'a str, &'a str), Ref, &'a [u8], i64)> {
+    ) -> Option<Described<'a>> {
         let values = [key, location, elements].map(|part| self.pickle.value(part));
         match (self.pickle.value(class), values) {
             (
