@@ -2,8 +2,8 @@
 
 The core reads the file's pickle without running it, and writes another that can do nothing but
 build plain values: it imports nothing and calls nothing (``src/format/emit.rs`` tells what it
-holds). Python's own unpickler builds them, which is as fast as torch.load, and asks here for what has no
-instruction of its own: a tensor by its position, anything else by a letter and what it is made of.
+holds). Python's own unpickler builds them, which is as fast as torch.load, and asks here for what
+has no instruction of its own: a tensor by its position, anything else by a letter and its parts.
 Two places that held one object hold one object again, and a list may hold itself.
 """
 
