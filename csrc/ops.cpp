@@ -139,8 +139,8 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
                    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
                    std::optional<at::ScalarType> dtype, bool one_allocation,
-                   std::optional<StringDict> storage_options,
-                   std::optional<std::string> cache_dir) {
+                   std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+                   bool restore_aliases) {
   check_helper(file, helper, use_pinmem);
   if (state_dict.has_value()) {
     TORCH_CHECK_VALUE(!names.has_value() && !slices.has_value() && !dtype.has_value(),
@@ -153,7 +153,8 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                         {},
                         {},
                         {},
-                        {std::move(storage_options), std::move(cache_dir)}};
+                        {std::move(storage_options), std::move(cache_dir)},
+                        restore_aliases};
     const HelperPtr lender = helper_or_own(helper);
     fill_tensors(file, wanted, *state_dict, use_pinmem, *lender, counters(progress));
     decide(helper, use_pinmem);
@@ -167,7 +168,8 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                       map_location,
                       std::move(devices),
                       dtype,
-                      {std::move(storage_options), std::move(cache_dir)}};
+                      {std::move(storage_options), std::move(cache_dir)},
+                      restore_aliases};
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -181,7 +183,8 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
     std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
     const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
     std::optional<at::ScalarType> dtype, bool one_allocation,
-    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir) {
+    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+    bool restore_aliases) {
   check_helper(file, helper, use_pinmem);
   const Wanted wanted{num_thread,
                       use_direct_io,
@@ -191,7 +194,8 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
                       map_location,
                       std::move(devices),
                       dtype,
-                      {std::move(storage_options), std::move(cache_dir)}};
+                      {std::move(storage_options), std::move(cache_dir)},
+                      restore_aliases};
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -230,7 +234,7 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
                        std::optional<std::vector<std::string>> names,
                        std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
                        std::optional<StringDict> storage_options,
-                       std::optional<std::string> cache_dir) {
+                       std::optional<std::string> cache_dir, bool restore_aliases) {
   const Wanted wanted{num_thread,
                       use_direct_io,
                       std::move(way),
@@ -239,7 +243,8 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
                       {},
                       {},
                       {},
-                      {std::move(storage_options), std::move(cache_dir)}};
+                      {std::move(storage_options), std::move(cache_dir)},
+                      restore_aliases};
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   return std::string(calling([&] { return explain(path(file), request, none); }));
@@ -347,13 +352,16 @@ TORCH_LIBRARY(veturboio, m) {
   // device.
   // `progress`: as for save. `storage_options`: of a store that `file` is an address of, by the
   // names of its own tools' variables in lower case. `cache_dir`: keeps what is downloaded.
+  // `restore_aliases`: names that the metadata of a safetensors file has for a stored tensor come
+  // back as that tensor.
   define(m,
          "load(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
-         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> Dict(str, Tensor)",
+         "Dict(str, str)? storage_options=None, str? cache_dir=None, "
+         "bool restore_aliases=True) -> Dict(str, Tensor)",
          &load_op);
 
   // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
@@ -364,7 +372,8 @@ TORCH_LIBRARY(veturboio, m) {
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
-         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None, "
+         "bool restore_aliases=True) -> "
          "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
          &load_values_op);
 
@@ -384,7 +393,7 @@ TORCH_LIBRARY(veturboio, m) {
   define(m,
          "explain(str file, *, int num_thread=32, bool use_direct_io=False, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Dict(str, str)? storage_options=None, "
-         "str? cache_dir=None) -> str",
+         "str? cache_dir=None, bool restore_aliases=True) -> str",
          &explain_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an

@@ -46,6 +46,7 @@ struct Wanted {
   std::optional<DeviceDict> devices = {};
   std::optional<at::ScalarType> dtype = {};
   Store store = {};
+  bool restore_aliases = true;
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
@@ -64,6 +65,7 @@ struct Wanted {
         .converted = dtype.has_value(),
         .dtype = static_cast<std::int8_t>(dtype.value_or(at::kFloat)),
         .storage = store.told(),
+        .restore_aliases = restore_aliases,
     };
     if (map_location.has_value() && !is_meta()) {
       request.devices.push_back(rule("", *map_location));

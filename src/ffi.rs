@@ -52,6 +52,8 @@ pub(crate) mod bridge {
         converted: bool,
         dtype: i8,
         storage: StorageOptions,
+        /// Whether names in the metadata of a safetensors file that stand for a stored tensor come back.
+        restore_aliases: bool,
     }
 
     /// The device of a name, or of all names that begin with it and a dot.

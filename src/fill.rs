@@ -37,9 +37,10 @@ pub(crate) fn fill(
     targets: &dyn StateDict,
 ) -> Result<Vec<usize>> {
     let file = open(path, request)?;
-    let Described { again, plan, names, .. } = described(&*file, request, false)?;
+    let described = described(&*file, request, false)?;
     let views = look_at(targets, path)?;
-    let pairs = matched(&plan, &names, &views, path)?;
+    let pairs = matched(&described, &views, path)?;
+    let Described { again, plan, .. } = described;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
     let choice = chosen(&*file, &plan, again, request);
@@ -97,7 +98,8 @@ fn described(
     request: &load::Request<'_>,
     structured: bool,
 ) -> Result<Described> {
-    describe(file, structured, false, request.wish.num_thread, request.watch)
+    let &load::Request { wish, restore_aliases, watch, .. } = request;
+    describe(file, structured, false, restore_aliases, wish.num_thread, watch)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
@@ -146,18 +148,25 @@ fn look_at(targets: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {
         .collect()
 }
 
-/// The file's tensor for each target, checked against it.
-fn matched(
-    plan: &Plan,
-    names: &[(String, usize)],
-    views: &[Tensor],
-    path: &Path,
-) -> Result<Vec<usize>> {
+/// The file's tensor for each target, checked against it. A tensor that has aliases may be wanted by
+/// any of its names.
+fn matched(described: &Described, views: &[Tensor], path: &Path) -> Result<Vec<usize>> {
+    let Described { plan, names, .. } = described;
     let sources: HashMap<&str, usize> =
         names.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
     let targets: HashMap<&str, &Tensor> =
         views.iter().map(|view| (view.name.as_str(), view)).collect();
-    if let Some((name, _)) = names.iter().find(|(name, _)| !targets.contains_key(name.as_str())) {
+    let aliases = &names[names.len() - described.alias_count..];
+    let has_alias: HashSet<usize> = aliases.iter().map(|&(_, tensor)| tensor).collect();
+    let by_alias: HashSet<usize> = names
+        .iter()
+        .filter(|(name, tensor)| has_alias.contains(tensor) && targets.contains_key(name.as_str()))
+        .map(|&(_, tensor)| tensor)
+        .collect();
+    let is_left_out = |(name, tensor): &&(String, usize)| {
+        !targets.contains_key(name.as_str()) && !by_alias.contains(tensor)
+    };
+    if let Some((name, _)) = names.iter().find(is_left_out) {
         let reason = format!("the file's tensor {} is not in state_dict", shown(name));
         return Err(Error::argument(ACTION, path, reason));
     }

@@ -27,7 +27,7 @@ use crate::{
     watch::Watch,
     ways::{uring, Job, Way},
 };
-use std::{collections::HashMap, io, ops::Range, path::Path};
+use std::{io, ops::Range, path::Path};
 
 /// Upper bound of reader threads unless the caller says otherwise.
 pub const DEFAULT_NUM_THREAD: usize = 32;
@@ -44,6 +44,8 @@ pub(crate) struct Request<'a> {
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
     pub structured: bool,
+    /// Whether the names that the metadata of a safetensors file has for a stored tensor stand for it.
+    pub restore_aliases: bool,
     /// Where the tensors are wanted.
     pub placement: &'a Placement,
     /// Devices, if some are wanted there.
@@ -122,6 +124,8 @@ pub(crate) struct Described {
     pub again: bool,
     pub plan: Plan,
     pub names: Vec<(String, usize)>,
+    /// How many of the names, the last ones, are aliases of a safetensors file.
+    pub alias_count: usize,
     pub structure: Option<String>,
 }
 
@@ -131,6 +135,7 @@ pub(crate) fn describe(
     file: &dyn Source,
     structured: bool,
     with_names: bool,
+    restore_aliases: bool,
     num_thread: usize,
     watch: &Watch<'_>,
 ) -> Result<Described> {
@@ -140,8 +145,8 @@ pub(crate) fn describe(
     if !is_pytorch(&prefix) {
         let header = header_of(file, prefix, watch)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
-        let names = names_of(header);
-        return Ok(Described { again, plan, names, structure: None });
+        let (names, alias_count) = names_of(header, restore_aliases);
+        return Ok(Described { again, plan, names, alias_count, structure: None });
     }
     let archive = archive_of(file, num_thread, watch)?;
     let plan = Plan::of_archive(&archive);
@@ -151,7 +156,7 @@ pub(crate) fn describe(
     } else {
         (archive.checkpoint.names().map_err(refused)?, None)
     };
-    Ok(Described { again, plan, names, structure })
+    Ok(Described { again, plan, names, alias_count: 0, structure })
 }
 
 /// Loads what is wanted of `path`.
@@ -179,7 +184,7 @@ fn load_from(
     request: &Request<'_>,
     ready: Ready<'_>,
 ) -> Result<Loaded> {
-    let Described { again, plan, names, structure } = wanted(file, path, request)?;
+    let Described { again, plan, names, structure, .. } = wanted(file, path, request)?;
     if request.header_only {
         forget_header(file, again);
         // No device but one: that of tensors without bytes.
@@ -288,15 +293,19 @@ pub(crate) fn open(path: &Path, request: &Request<'_>) -> Result<Box<dyn Source>
 
 /// What `file` holds of what is wanted.
 fn wanted(file: &dyn Source, path: &Path, request: &Request<'_>) -> Result<Described> {
-    let &Request { wish, structured, placement, watch, .. } = request;
+    let &Request { wish, structured, restore_aliases, placement, watch, .. } = request;
     let selection = &request.selection;
-    if selection.is_everything() {
-        return describe(file, structured, !placement.is_plain(), wish.num_thread, watch);
+    let whole = selection.is_everything();
+    let (structured, with_names) = (whole && structured, !whole || !placement.is_plain());
+    let described =
+        describe(file, structured, with_names, restore_aliases, wish.num_thread, watch)?;
+    if whole {
+        return Ok(described);
     }
-    let Described { again, plan, names, .. } = describe(file, false, true, wish.num_thread, watch)?;
+    let Described { plan, names, .. } = described;
     let (plan, names) =
         select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
-    Ok(Described { again, plan, names, structure: None })
+    Ok(Described { again: described.again, plan, names, alias_count: 0, structure: None })
 }
 
 /// What was asked of a file that is well formed.
@@ -356,16 +365,11 @@ fn archive_of(source: &dyn Source, num_thread: usize, watch: &Watch<'_>) -> Resu
     })
 }
 
-/// The names of a safetensors file: its tensors in the order of the file, then the aliases.
-fn names_of(header: Header) -> Vec<(String, usize)> {
-    let aliases = alias::aliases(&header);
-    let mut names: Vec<(String, usize)> =
-        header.into_tensors().into_iter().map(TensorInfo::into_name).zip(0..).collect();
-    if !aliases.is_empty() {
-        let kept: HashMap<String, usize> = names.iter().cloned().collect();
-        names.extend(
-            aliases.into_iter().filter_map(|alias| Some((alias.name, *kept.get(&alias.kept)?))),
-        );
-    }
-    names
+/// The names of a safetensors file: its tensors in the order of the file, then the aliases. How many
+/// those are comes with them.
+fn names_of(header: Header, restore_aliases: bool) -> (Vec<(String, usize)>, usize) {
+    let aliases = if restore_aliases { alias::aliases(&header) } else { Vec::new() };
+    let alias_count = aliases.len();
+    let tensors = header.into_tensors().into_iter().map(TensorInfo::into_name).zip(0..);
+    (tensors.chain(aliases).collect(), alias_count)
 }

@@ -41,6 +41,7 @@ pub struct LoadOptions {
     way: Option<Way>,
     selection: Selection,
     placement: Placement,
+    restore_aliases: bool,
     storage: storage::Options,
 }
 
@@ -51,6 +52,7 @@ impl Default for LoadOptions {
             way: None,
             selection: Selection::default(),
             placement: Placement::default(),
+            restore_aliases: true,
             storage: storage::Options::default(),
         }
     }
@@ -178,6 +180,28 @@ impl LoadOptions {
         self
     }
 
+    /// Whether the names that a safetensors file keeps in its metadata for a tensor that is stored
+    /// under another name, as tied weights are, come back as that tensor (the default).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), veturboio::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("model.safetensors");
+    /// # let weight = tch::Tensor::from_slice(&[1f32, 2.0]);
+    /// let tied = [("embed", &weight), ("head", &weight)];
+    /// veturboio::SaveOptions::new().force_save_shared_tensor(true).save(tied, &path)?;
+    /// assert_eq!(veturboio::load(&path)?["head"], weight);
+    /// let stored = veturboio::LoadOptions::new().restore_aliases(false).load(&path)?;
+    /// assert!(!stored.contains_key("head"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn restore_aliases(mut self, yes: bool) -> Self {
+        self.restore_aliases = yes;
+        self
+    }
+
     /// Loads every tensor of `file`. See [`load`](crate::load).
     ///
     /// # Errors
@@ -224,6 +248,7 @@ impl LoadOptions {
             selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            restore_aliases: self.restore_aliases,
             placement: &self.placement,
             targets,
             storage: &self.storage,

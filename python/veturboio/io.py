@@ -44,6 +44,7 @@ def load(
     one_allocation: bool = False,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
+    restore_aliases: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
@@ -78,7 +79,7 @@ def load(
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
         state_dict: tensors to be filled in place, wherever they are, whatever ``map_location``:
             the names of the file, the same dtypes, contiguous and at least as large. Nothing is
-            written unless all fit.
+            written unless all fit. A tensor that has aliases needs one of its names there.
         way: how the bytes come: ``"map"``, ``"read"`` through the page cache, ``"direct"`` past it,
             ``"uring"`` the same with io_uring, or ``"auto"``. None asks the variable
             ``VETURBOIO_WAY``, and chooses where that says nothing either. Where the system refuses
@@ -101,11 +102,16 @@ def load(
             variables of its own tools in lower case, such as ``aws_endpoint_url``. They precede the
             environment, and no message shows them.
         cache_dir: a directory in which downloaded objects are kept for the next load, by version.
+        restore_aliases: whether names that a safetensors file keeps in its metadata for a stored
+            tensor, as it does for tied weights, come back as that tensor. Files of ``save_file``
+            say which entries are aliases. In others an entry is one if its key is no tensor of the
+            file and not ``format``, and its value is a tensor of the file: a name that was a part
+            of that tensor comes back as the whole. False returns the stored names alone.
 
     Returns:
-        The tensors of a safetensors file by name, in the order of the file. What torch.load
-        returns for a PyTorch file; of a TorchScript archive, and with ``names`` or ``slices``, its
-        tensors by name.
+        The tensors of a safetensors file by name, in the order of the file, then the aliases. What
+        torch.load returns for a PyTorch file; of a TorchScript archive, and with ``names`` or
+        ``slices``, its tensors by name.
 
     Raises:
         FormatError: the file is malformed, holds a dtype that torch does not have, or is a
@@ -131,6 +137,7 @@ def load(
         "way": way,
         "storage_options": _options(storage_options),
         "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
+        "restore_aliases": restore_aliases,
         **selection,
     }
     if state_dict is not None:
@@ -142,7 +149,7 @@ def load(
             _ops.fill(path, state_dict, progress=counters, **options)
         return dict(state_dict)
     try:
-        described = {"num_thread", "storage_options", "cache_dir", *selection}
+        described = {"num_thread", "storage_options", "cache_dir", "restore_aliases", *selection}
         how = {name: options[name] for name in described}
         options |= place.as_options(path, map_location, **how)
         options |= {"dtype": dtype, "one_allocation": one_allocation}
@@ -170,6 +177,7 @@ def explain(
     slices: Slices | None = None,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
+    restore_aliases: bool = True,
 ) -> str:
     """Say in a sentence which way ``load`` would take, and why.
 
@@ -187,6 +195,7 @@ def explain(
         way=way,
         storage_options=_options(storage_options),
         cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
+        restore_aliases=restore_aliases,
         **as_options(path, names, slices),
     )
 
@@ -237,11 +246,12 @@ def save_file(
             too.
         force_contiguous: False refuses tensors that are not contiguous.
         force_save_shared_tensor: tensors that are the same view of the same memory are stored
-            once, and the other names as aliases that ``load`` restores. Tensors that overlap
-            otherwise are each stored in full.
+            once, under the name that comes first in ``state_dict``, and the other names as aliases
+            that ``load`` restores. Tensors that overlap otherwise are each stored in full.
         force_clone_shared_tensor: with ``force_save_shared_tensor``, tensors that share memory are
             each stored in full.
-        metadata: free-form strings to keep in the file.
+        metadata: free-form strings to keep in the file. ``format`` is set to ``"pt"`` unless it is
+            given. A file without metadata and aliases has no ``__metadata__``.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``, and
             so does False, since a plain file is not what that variable asks for.
         helper: keeps the memory in which small and non-contiguous tensors are gathered, see
@@ -299,6 +309,9 @@ def save_file(
 
 def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
     """Read the free-form strings that were saved with a safetensors file.
+
+    Entries by which ``save_file`` marks aliases are left out; a file of another writer is shown as
+    it is.
 
     Raises:
         FormatError: the file is malformed.

@@ -33,15 +33,16 @@ pub(super) struct Wanted {
     pub(super) storage: storage::Options,
     header_only: bool,
     structured: bool,
+    restore_aliases: bool,
 }
 
 impl Wanted {
     pub(super) fn of(path: &Path, request: &LoadRequest) -> Result<Self> {
         let wish = Wish { way: way(path, request)?, num_thread: threads(request.num_thread) };
         let (selection, placement) = (selection(path, request)?, placement(request));
-        let &LoadRequest { header_only, structured, .. } = request;
+        let &LoadRequest { header_only, structured, restore_aliases, .. } = request;
         let storage = options(&request.storage);
-        Ok(Self { wish, selection, placement, storage, header_only, structured })
+        Ok(Self { wish, selection, placement, storage, header_only, structured, restore_aliases })
     }
 
     pub(super) fn with<'a>(
@@ -50,15 +51,16 @@ impl Wanted {
         buffers: &'a Buffers,
         watch: &'a Watch<'a>,
     ) -> loading::Request<'a> {
-        let Self { wish, selection, placement, storage, header_only, structured } = self;
+        let Self { wish, selection, placement, storage, .. } = self;
         loading::Request {
             wish: *wish,
             selection: selection.clone(),
             placement,
             targets,
             storage,
-            header_only: *header_only,
-            structured: *structured,
+            header_only: self.header_only,
+            structured: self.structured,
+            restore_aliases: self.restore_aliases,
             buffers,
             watch,
         }
