@@ -3,7 +3,8 @@
 
 use crate::{
     choice::Choice,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
+    facts::is_begun,
     format::shown,
     load::{self, chosen, describe, open, Described},
     pipeline,
@@ -81,9 +82,17 @@ pub(crate) fn fill(
 }
 
 /// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
+///
+/// A PyTorch file whose pickle imports an unknown name is well formed, and is read too: the reader
+/// of the bytes may know the name.
 pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [u8]) -> Result<()> {
     let file = open(path, request)?;
-    let Described { again, plan, .. } = described(&*file, request, true)?;
+    let begun = is_begun(&*file);
+    let (again, plan) = match described(&*file, request, true) {
+        Ok(Described { again, plan, .. }) => (again, plan),
+        Err(error) if error.kind() == Kind::Unsupported => (begun, Plan::of_bytes(file.len())),
+        Err(error) => return Err(error),
+    };
     if file.len() != bytes.len() as u64 {
         let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
         return Err(Error::argument(ACTION, path, reason));

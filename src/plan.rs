@@ -123,6 +123,14 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Plans a read of a file of which only the length is known.
+    #[must_use]
+    pub fn of_bytes(len: u64) -> Self {
+        let mut plan = Self::default();
+        plan.place(Runs::one(0..len), 1, 1);
+        plan
+    }
+
     /// Plans a load of every tensor of a PyTorch file.
     #[must_use]
     pub fn of_archive(archive: &Archive) -> Self {

@@ -8,7 +8,7 @@ children of ``OSError`` are made here, with the errno.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,14 +18,20 @@ from veturboio import (
     _interrupts,
     _library,  # noqa: F401  (registers the operators)
 )
+from veturboio._handle import Handle, told
 from veturboio.errors import ArgumentError, FormatError, UnknownNameError
 
 _interrupts.install()
 
 
-def load(file: str, **options: Any) -> Any:
-    """Load a file: the tensors of a safetensors file by name, the values of a PyTorch file."""
-    named, tensors, structure = _call("_load_values", file, _path(file), **options)
+def load(file: str, restore: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Load a file: the tensors of a safetensors file by name, the values of a PyTorch file.
+
+    ``restore`` is given what :func:`described` returns, and returns other tensors in their places.
+    """
+    named, tensors, structure = described(file, **options)
+    if restore is not None:
+        named, tensors = restore(named, tensors, structure)
     if not structure:
         return named
     try:
@@ -34,6 +40,11 @@ def load(file: str, **options: Any) -> Any:
         reason = f"its values cannot be built: {error}"
     file = shown(file)
     raise FormatError(f"read {file}: {reason}", file, None, reason)
+
+
+def described(file: str, **options: Any) -> tuple[dict[str, Any], list[torch.Tensor], str]:
+    """Load a file: its tensors by name; or by position, and how its values hold them."""
+    return _call("_load_values", file, _path(file), **options)  # type: ignore[no-any-return]
 
 
 def names(file: str, **options: Any) -> list[str]:
@@ -67,7 +78,7 @@ def send(source: str, file: str, **options: Any) -> None:
 
 def explain(file: str, **options: Any) -> str:
     """Say which way a load would take, and why."""
-    return _call("explain", file, _path(file), **options)  # type: ignore[no-any-return]
+    return told(file, _call("explain", file, _path(file), **options))
 
 
 def init_io_helper(nbytes: int) -> Any:
@@ -104,6 +115,7 @@ def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
             raise (_interrupts.take() or RuntimeError(text)) from error
         if not kind or reason not in text:  # an error of torch; the failure, if any, is older
             raise
+    text, reason = told(file, text), told(file, reason)
     # Raised out here, and kept in no variable: an exception that its own traceback reaches
     # would keep the caller's tensors alive until the next garbage collection.
     raise _exception(kind, errno, tensor, reason, text, file)
@@ -115,11 +127,13 @@ def _path(file: str) -> str | bytes:
         file.encode()
     except UnicodeEncodeError:
         return os.fsencode(file)
-    return file
+    return str(file)
 
 
 def shown(file: str) -> str:
-    """The name without what may be secret in the address of a web server."""
+    """The name that messages have, without what may be secret in the address of a web server."""
+    if isinstance(file, Handle):
+        return file.shown
     if not file.startswith(("http://", "https://")):
         return file
     scheme, _, rest = file.partition("://")

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import torch
 
-from veturboio import _ops
+from veturboio import _fallback, _ops
 from veturboio import placement as place
+from veturboio._fallback import Wanted
+from veturboio._sources import File, is_address, opened, pinned
+from veturboio._sources import FilePath as FilePath
 from veturboio.background import Save, snapshot, start
-from veturboio.errors import ArgumentError, FormatError, UnknownNameError
+from veturboio.errors import ArgumentError, UnknownNameError
 from veturboio.placement import MapLocation
 from veturboio.progress import Progress, watched
 from veturboio.selection import Slices, as_options
 
-#: Whether this process has been told of a file that only torch.load could read.
-_warned = False
-
-_SCHEMES = {"s3", "tos", "gs", "az", "http", "https", "file", "sfcs", "hdfs"}
-
-FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+_is_address = is_address
 
 
 def load(
-    file: FilePath,
+    file: File,
     map_location: MapLocation | None = "cpu",
     enable_fast_mode: bool = True,
     num_thread: int = 32,
@@ -44,13 +41,16 @@ def load(
     one_allocation: bool = False,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
     restore_aliases: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
     The pickle of a PyTorch file is read without being run. Where it imports a name that the
-    reader does not know, ``torch.load(weights_only=True)`` is tried instead, and a warning says so
-    once.
+    reader does not know, ``torch.load(weights_only=True)`` reads it instead, with all that is asked
+    for here, and a warning says so once. It also knows the classes that
+    ``torch.serialization.add_safe_globals`` allows.
 
     How the bytes come is chosen by where they lie, and ``explain`` tells. What the page cache holds
     is mapped, privately: nothing is copied, and writing to a tensor does not touch the file. What
@@ -61,13 +61,22 @@ def load(
 
     Args:
         file: path of the file, or the address of one: ``s3://``, ``tos://``, ``gs://``, ``az://``,
-            ``http://``, ``https://``, ``file://`` or ``sfcs://``.
+            ``http://``, ``https://``, ``file://`` or ``sfcs://``. Or its content: as ``bytes``,
+            which are a path too, and content if they contain a NUL, begin as a PyTorch file or are
+            longer than any path; in any other object with the buffer protocol; or in a binary file
+            open for reading, such as ``io.BytesIO`` or one of fsspec, which is read from where it
+            stands to its end. What is no file of the system is copied into memory first.
         map_location: device of the tensors, of whatever type torch knows. ``"meta"`` reads the
             header alone. A dict has devices by name, or by what names begin with up to a dot, the
             longest of which decides, and ``""`` for all others:
             ``{"": "cuda:0", "layers.7": "cuda:1"}``; a tensor that it has no device for is an
             error. A function takes a name and returns a device, or None for the CPU. A tensor
-            that several names share is there once on each of their devices.
+            that several names share is there once on each of their devices. As torch.load has
+            them: a dict whose keys are all devices, none of which a tensor's name begins with, has
+            devices by the one that a tensor was saved from, ``{"cuda:0": "cpu"}``, and others
+            stay; and a function of two arguments takes a storage in host memory and the device
+            it was saved from, and returns the storage where it is wanted, or None for that
+            device. Tensors of a safetensors file and of TorchScript count as saved from the CPU.
         enable_fast_mode: False reads on the caller's thread alone. The result is the same.
         num_thread: upper bound of reader threads, at least 1.
         helper: keeps the memory that a load needs beside its tensors, see ``init_io_helper``.
@@ -102,6 +111,8 @@ def load(
             variables of its own tools in lower case, such as ``aws_endpoint_url``. They precede the
             environment, and no message shows them.
         cache_dir: a directory in which downloaded objects are kept for the next load, by version.
+        weights_only: True and None are what is always done: no pickle is run. False is refused.
+        mmap: True is ``way="map"``, False is ``way="read"``, and None chooses.
         restore_aliases: whether names that a safetensors file keeps in its metadata for a stored
             tensor, as it does for tied weights, come back as that tensor. Files of ``save_file``
             say which entries are aliases. In others an entry is one if its key is no tensor of the
@@ -116,6 +127,7 @@ def load(
     Raises:
         FormatError: the file is malformed, holds a dtype that torch does not have, or is a
             PyTorch file that torch.load refuses too.
+        TypeError: ``file`` is nothing to read from, or is open as text.
         OSError: the system refuses the file; the class follows the errno.
         ArgumentError: a ValueError: ``num_thread`` is less than 1, ``use_pinmem`` is not what the
             helper was used with, or ``state_dict`` or ``map_location`` does not fit the file; the
@@ -126,50 +138,88 @@ def load(
         NotImplementedError: a parameter asks for what does not exist yet.
     """
     _refuse("use_cipher", _wants_cipher(use_cipher))
-    threads = num_thread if enable_fast_mode else min(num_thread, 1)
-    path = os.fsdecode(file)
-    selection = as_options(path, names, slices)
-    options: dict[str, Any] = {
-        "num_thread": threads,
-        "use_direct_io": use_direct_io,
-        "use_pinmem": use_pinmem,
-        "helper": helper,
-        "way": way,
-        "storage_options": _options(storage_options),
-        "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
-        "restore_aliases": restore_aliases,
-        **selection,
-    }
-    if state_dict is not None:
-        _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
-        if dtype is not None:
-            shown = _ops.shown(path)
-            raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
+    with opened(file) as path:
+        _check_weights_only(path, weights_only)
+        options: dict[str, Any] = {
+            "num_thread": num_thread if enable_fast_mode else min(num_thread, 1),
+            "use_direct_io": use_direct_io,
+            "use_pinmem": use_pinmem,
+            "helper": helper,
+            "way": _way(path, way, mmap, use_direct_io),
+            "storage_options": _options(storage_options),
+            "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
+            "restore_aliases": restore_aliases,
+            **as_options(path, names, slices),
+        }
+        if state_dict is not None:
+            _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
+            if dtype is not None:
+                shown = _ops.shown(path)
+                raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
         with watched(progress) as counters:
-            _ops.fill(path, state_dict, progress=counters, **options)
-        return dict(state_dict)
+            wanted = Wanted(map_location, state_dict, dtype, one_allocation, counters, options)
+            return _load(path, wanted)
+
+
+def _load(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
+    """Load by the core, or by torch where the core does not know a name that the file uses."""
     try:
-        described = {"num_thread", "storage_options", "cache_dir", "restore_aliases", *selection}
-        how = {name: options[name] for name in described}
-        options |= place.as_options(path, map_location, **how)
-        options |= {"dtype": dtype, "one_allocation": one_allocation}
-        with watched(progress) as counters:
-            loaded = _ops.load(path, progress=counters, **options)
-        return cast("dict[str, torch.Tensor]", loaded)
-    except UnknownNameError as error:
-        device = options.get("map_location")
-        if names is not None or slices is not None or dtype is not None or device is None:
-            raise
-        if _is_address(path):
-            reason = f"{error.reason}, and torch.load reads paths only"
-            text = f"{error}, and torch.load reads paths only"
-            raise FormatError(text, _ops.shown(path), None, reason) from None
-        refused = str(error), error.reason
-    return _load_by_torch(path, device, *refused)
+        return _natively(path, wanted)
+    except UnknownNameError:
+        pass
+    with pinned(path, wanted.options) as file:
+        try:
+            # The file may have been replaced meanwhile. What torch reads is what the core has
+            # found well formed.
+            return _natively(file, wanted)
+        except UnknownNameError as error:
+            refused = error.with_traceback(None)
+        return cast("dict[str, torch.Tensor]", _fallback.load(file, wanted, refused))
+
+
+def _natively(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
+    options = wanted.options
+    if wanted.state_dict is not None:
+        _ops.fill(path, wanted.state_dict, progress=wanted.progress, **options)
+        return dict(wanted.state_dict)
+    described = {"num_thread", "storage_options", "cache_dir", "restore_aliases"}
+    described |= {"names", "slices"}
+    how = {name: options[name] for name in described & options.keys()}
+    loaded = _ops.load(
+        path,
+        progress=wanted.progress,
+        dtype=wanted.dtype,
+        one_allocation=wanted.one_allocation,
+        **options,
+        **place.as_options(path, wanted.map_location, **how),
+    )
+    return cast("dict[str, torch.Tensor]", loaded)
+
+
+def _check_weights_only(path: str, weights_only: bool | None) -> None:
+    if weights_only is not None and not weights_only:
+        raise ArgumentError(
+            f"load {_ops.shown(path)}: weights_only=False would run the file's pickle, which is "
+            "never done; torch.load does, and skip_unknown=True loads what needs no running"
+        )
+
+
+def _way(path: str, way: str | None, mmap: bool | None, use_direct_io: bool) -> str | None:
+    """What ``mmap`` asks for, in the words of ``way``."""
+    if mmap is None:
+        return way
+    asked = "direct" if use_direct_io and way is None else way
+    fits = asked in (None, "auto", "map") if mmap else asked != "map"
+    if not fits:
+        shown = _ops.shown(path)
+        raise ArgumentError(f"load {shown}: mmap={bool(mmap)} cannot be combined with {asked!r}")
+    if mmap:
+        return "map"
+    return "read" if asked in (None, "auto") else way
 
 
 def explain(
-    file: FilePath,
+    file: File,
     num_thread: int = 32,
     use_direct_io: bool = False,
     way: str | None = None,
@@ -187,35 +237,20 @@ def explain(
     'model.safetensors: map, 2148880384 bytes mapped and populated, 2 at a time, because the page
     cache holds 100% of it'
     """
-    path = os.fsdecode(file)
-    return _ops.explain(
-        path,
-        num_thread=num_thread,
-        use_direct_io=use_direct_io,
-        way=way,
-        storage_options=_options(storage_options),
-        cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
-        restore_aliases=restore_aliases,
-        **as_options(path, names, slices),
-    )
-
-
-def _load_by_torch(
-    path: str, device: torch.device, text: str, reason: str
-) -> dict[str, torch.Tensor]:
-    """Try torch's own reader, which knows more names, and as little executes what it reads."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(f"{text}; trying torch.load(weights_only=True) instead", stacklevel=3)
-    try:
-        loaded = torch.load(path, map_location=device, weights_only=True)
-        return cast("dict[str, torch.Tensor]", loaded)
-    except OSError:
-        raise
-    except Exception:  # whatever it stumbles over; its words advise to load without weights_only
-        pass
-    raise FormatError(f"{text}; torch.load refuses it too", path, None, reason)
+    with opened(file) as path:
+        try:
+            return _ops.explain(
+                path,
+                num_thread=num_thread,
+                use_direct_io=use_direct_io,
+                way=way,
+                storage_options=_options(storage_options),
+                cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
+                restore_aliases=restore_aliases,
+                **as_options(path, names, slices),
+            )
+        except UnknownNameError as error:
+            return _fallback.explained(path, error)
 
 
 def save_file(
@@ -307,7 +342,7 @@ def save_file(
     return start(partial(save, snapshot(state_dict)))
 
 
-def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata(file: File, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
     """Read the free-form strings that were saved with a safetensors file.
 
     Entries by which ``save_file`` marks aliases are left out; a file of another writer is shown as
@@ -317,13 +352,8 @@ def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -
         FormatError: the file is malformed.
         OSError: the system refuses the file; the class follows the errno.
     """
-    path = os.fsdecode(file)
-    return _ops.metadata(path, storage_options=_options(storage_options))
-
-
-def _is_address(path: str) -> bool:
-    scheme, colon, _ = path.partition("://")
-    return bool(colon) and scheme in _SCHEMES
+    with opened(file) as path:
+        return _ops.metadata(path, storage_options=_options(storage_options))
 
 
 def _options(options: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -7,7 +7,9 @@ from copy import copy
 
 import torch
 
+from veturboio._sources import File, opened
 from veturboio.io import FilePath, load, save_file
+from veturboio.placement import MapLocation
 
 
 def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None = False) -> None:
@@ -29,11 +31,11 @@ def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None =
 
 def load_model(
     model: torch.nn.Module,
-    file: FilePath,
+    file: File,
     strict: bool = True,
-    map_location: str | int | torch.device | None = None,
+    map_location: MapLocation | None = None,
     *,
-    device: str | int | torch.device | None = None,
+    device: MapLocation | None = None,
 ) -> tuple[list[str], list[str]]:
     """Load a file into a module, whose parameters and buffers are written in place.
 
@@ -42,10 +44,10 @@ def load_model(
 
     Args:
         model: the module.
-        file: path of a safetensors file, or of a PyTorch file that holds a state_dict.
+        file: a safetensors file, or a PyTorch file that holds a state_dict; as for :func:`load`.
         strict: whether names that are missing or unexpected are an error.
-        map_location: device that the tensors are read to, on their way to the module; "cpu" by
-            default.
+        map_location: device that the tensors are read to, on their way to the module, as for
+            :func:`load`; "cpu" by default.
         device: the same, by the name that ``safetensors.torch.load_model`` gives it.
 
     Returns:
@@ -61,7 +63,17 @@ def load_model(
     if map_location is not None and device is not None:
         raise TypeError("load_model() takes map_location or device, not both")
     wanted = device if map_location is None else map_location
-    loaded = load(file, map_location=torch.device("cpu" if wanted is None else wanted))
+    with opened(file) as path:
+        missing, unexpected = _load_into(model, path, "cpu" if wanted is None else wanted)
+    if strict and (missing or unexpected):
+        raise RuntimeError(_complaint(model, missing, unexpected))
+    return missing, unexpected
+
+
+def _load_into(
+    model: torch.nn.Module, path: str, map_location: MapLocation
+) -> tuple[list[str], list[str]]:
+    loaded = load(path, map_location=map_location)
     repeated = _repeated(loaded)
     # What the module ties is written through another name. The file of another library may have
     # it as an alias although it is only a part of the tensor that is stored.
@@ -73,10 +85,8 @@ def load_model(
     absent, unexpected = model.load_state_dict(loaded, strict=False)
     missing = sorted(set(absent) - tied - _tied(model, absent, loaded.keys()))
     if not repeated.isdisjoint(unexpected):
-        stored = load(file, map_location="meta", restore_aliases=False)
+        stored = load(path, map_location="meta", restore_aliases=False)
         unexpected = [name for name in unexpected if name in stored]
-    if strict and (missing or unexpected):
-        raise RuntimeError(_complaint(model, missing, unexpected))
     return missing, unexpected
 
 

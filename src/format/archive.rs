@@ -208,7 +208,7 @@ impl Archive {
             at = stop;
         }
         let counts = read(&counts).map_err(Unreadable::Source)?;
-        for (Storage { key, dtype, byte_len }, count) in counted.into_iter().zip(counts) {
+        for (Storage { key, dtype, byte_len, .. }, count) in counted.into_iter().zip(counts) {
             let count = u64::from_le_bytes(count.try_into().unwrap_or_default());
             if count != byte_len / dtype.item_size() {
                 let key = shown(key);

@@ -24,6 +24,8 @@ pub struct Storage {
     pub key: String,
     pub dtype: TorchDtype,
     pub byte_len: u64,
+    /// The device that it was saved from, in torch's words: `cpu`, `cuda:0`.
+    pub location: String,
 }
 
 /// A tensor within a storage; offset and strides count elements.

@@ -306,12 +306,12 @@ impl<'a> Reader<'a> {
     fn persistent(&mut self, id: Id) -> Result<usize, Refusal> {
         let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
         let parts: Vec<&Value> = self.tuple(id)?.iter().map(|&id| &self.values[id]).collect();
-        let (class, key, elements) = match parts[..] {
-            [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(_), Value::Int(n)]
-            | [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(_), Value::Int(n), Value::None]
+        let (class, key, location, elements) = match parts[..] {
+            [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(location), Value::Int(n)]
+            | [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(location), Value::Int(n), Value::None]
                 if tag == "storage" =>
             {
-                (class, key, *n)
+                (class, key, location, *n)
             }
             [_, _, _, _, _, _] => return unknown("a view of a storage"),
             _ => return Err(no_storage()),
@@ -338,7 +338,8 @@ impl<'a> Reader<'a> {
             return Ok(index);
         }
         let index = self.checkpoint.storages.len();
-        self.checkpoint.storages.push(Storage { key: key.clone(), dtype, byte_len });
+        let location = location.clone();
+        self.checkpoint.storages.push(Storage { key: key.clone(), dtype, byte_len, location });
         self.storages.insert(key, index);
         Ok(index)
     }

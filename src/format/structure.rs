@@ -27,7 +27,9 @@ const ENTRIES_A_NODE: usize = 16;
 const MAX_DEPTH: usize = 1000;
 
 impl Checkpoint {
-    /// The nodes as a JSON array of `[id, kind, ...]`, and the root: `{"root": id, "nodes": [...]}`.
+    /// The nodes as a JSON array of `[id, kind, ...]`, the root, and the locations of the tensors:
+    /// `{"root": id, "nodes": [...], "locations": [["cuda:0", 3], ["cpu", 1]]}`, where the first
+    /// three tensors were saved from `cuda:0` and the fourth from the CPU.
     ///
     /// Kinds are single letters, told in `python/veturboio/_checkpoint.py`. Integers over 64 bits
     /// and bytes are hexadecimal, floats that JSON lacks are their names.
@@ -36,7 +38,20 @@ impl Checkpoint {
         let mut nodes: Vec<(&Id, &Node)> = self.nodes.iter().collect();
         nodes.sort_by_key(|(&id, _)| id);
         let nodes: Vec<Value> = nodes.into_iter().map(|(&id, node)| encoded(id, node)).collect();
-        json!({"root": self.root, "nodes": nodes}).to_string()
+        json!({"root": self.root, "nodes": nodes, "locations": self.locations()}).to_string()
+    }
+
+    /// The device that each tensor was saved from, and how many tensors in a row have it.
+    fn locations(&self) -> Vec<(&str, usize)> {
+        let mut runs: Vec<(&str, usize)> = Vec::new();
+        for tensor in &self.tensors {
+            let location = self.storages[tensor.storage].location.as_str();
+            match runs.last_mut() {
+                Some((last, count)) if *last == location => *count += 1,
+                _ => runs.push((location, 1)),
+            }
+        }
+        runs
     }
 
     /// Every tensor by its name: the keys and positions that lead to it, joined by dots.
