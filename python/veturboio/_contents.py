@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from veturboio._standins import ModuleState, OddTensor
+
 #: The keys and indices that lead to a value, outermost first.
 Keys = tuple[Any, ...]
 
@@ -68,20 +70,34 @@ def items(value: object) -> Iterable[tuple[Any, Any]]:
     return ()
 
 
+def _all_items(value: object) -> list[tuple[Any, Any]]:
+    """The same with what a state_dict leaves out of its module."""
+    left_out = value.left_out.items() if isinstance(value, ModuleState) else ()
+    return [*items(value), *left_out]
+
+
 def is_container(value: object) -> bool:
     """Whether the values in it are walked."""
     return isinstance(value, Mapping | list | tuple | set | frozenset)
+
+
+def is_tensor(value: object) -> bool:
+    """Whether it is a tensor, or stands for one that is not made."""
+    return isinstance(value, torch.Tensor | OddTensor)
+
+
+def is_large(value: object) -> bool:
+    """Whether it is a tensor of more than one element, as far as that is known."""
+    return isinstance(value, OddTensor) or (isinstance(value, torch.Tensor) and value.numel() > 1)
 
 
 def groups(checkpoint: object) -> list[Group]:
     """Find the containers that have tensors among their own values, the outermost first."""
     found = []
     for keys, container, is_aside in _containers(checkpoint):
-        tensors = [
-            (key, value) for key, value in items(container) if isinstance(value, torch.Tensor)
-        ]
+        tensors = [(key, value) for key, value in items(container) if is_tensor(value)]
         weights = [
-            (key, value) for key, value in tensors if value.numel() > 1 and not _is_no_weight(key)
+            (key, value) for key, value in tensors if is_large(value) and not _is_no_weight(key)
         ]
         if tensors:
             found.append(
@@ -90,7 +106,7 @@ def groups(checkpoint: object) -> list[Group]:
                     isinstance(container, Mapping),
                     len(tensors),
                     len(weights),
-                    sum(value.numel() for _, value in weights),
+                    sum(value.numel() for _, value in weights if isinstance(value, torch.Tensor)),
                     is_aside,
                     any(isinstance(key, str) and _PARAMETER.fullmatch(key) for key, _ in weights),
                 )
@@ -136,31 +152,30 @@ class Counter:
         waiting = [value]
         while waiting:
             value = waiting.pop()
-            is_tensor = isinstance(value, torch.Tensor)
-            if not (is_tensor or is_container(value)) or id(value) in self._seen:
+            if not (is_tensor(value) or is_container(value)) or id(value) in self._seen:
                 continue
             self._seen.add(id(value))
-            if isinstance(value, torch.Tensor):
+            if is_tensor(value):
                 tensors += 1
-                large += value.numel() > 1
+                large += is_large(value)
             else:
-                waiting.extend(child for _, child in items(value))
+                waiting.extend(child for _, child in _all_items(value))
         return tensors, large
 
 
-def flattened(checkpoint: object) -> tuple[list[tuple[Keys, torch.Tensor]], list[tuple[Keys, Any]]]:
+def flattened(checkpoint: object) -> tuple[list[tuple[Keys, Any]], list[tuple[Keys, Any]]]:
     """All tensors by the keys that lead to them, and the values that hold none.
 
     A container that no tensor is in is one value.
     """
-    tensors: list[tuple[Keys, torch.Tensor]] = []
+    tensors: list[tuple[Keys, Any]] = []
     containers: list[tuple[Keys, Any]] = []
     parents: dict[int, int | None] = {}
     with_tensors: set[int] = set()
     waiting: list[tuple[Keys, Any, int | None]] = [((), checkpoint, None)]
     while waiting:
         keys, value, parent = waiting.pop()
-        if isinstance(value, torch.Tensor):
+        if is_tensor(value):
             tensors.append((keys, value))
             while parent is not None and parent not in with_tensors:
                 with_tensors.add(parent)
@@ -168,13 +183,13 @@ def flattened(checkpoint: object) -> tuple[list[tuple[Keys, torch.Tensor]], list
         elif is_container(value) and id(value) not in parents:
             parents[id(value)] = parent
             containers.append((keys, value))
-            children = [((*keys, key), child, id(value)) for key, child in items(value)]
+            children = [((*keys, key), child, id(value)) for key, child in _all_items(value)]
             waiting.extend(reversed(children))
     others = [
         ((*keys, key), child)
         for keys, value in containers
         if id(value) in with_tensors
         for key, child in items(value)
-        if not isinstance(child, torch.Tensor) and id(child) not in with_tensors
+        if not is_tensor(child) and id(child) not in with_tensors
     ]
     return tensors, others

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from veturboio._contents import Counter, Group, Keys, flattened, groups, items
+from veturboio._contents import Counter, Group, Keys, flattened, groups, is_tensor, items
+from veturboio._standins import Attributes, ModuleState, OddTensor, type_name
 
 #: Names that hold a state_dict, and no part of one: the tensors beside them are no weights.
 _USUAL_NAMES = ("state_dict", "model_state_dict", "model")
@@ -71,11 +72,12 @@ def choose(checkpoint: object, key: str | None, flatten: bool = False) -> Choice
     chosen = _at(checkpoint, keys)
     if not isinstance(chosen, Mapping):
         raise ChoiceError(
-            f"holds no dict of tensors at {key!r} but a value of type {_type(chosen)}"
+            f"holds no dict of tensors at {key!r} but a value of type {type_name(chosen)}"
         )
     unnamed = [repr(name) for name, value in chosen.items() if _is_unnamed(name, value)]
     if unnamed:
         raise ChoiceError(f"holds tensors whose names are no strings: {listed(unnamed)}")
+    _refuse_odd(((*keys, name), value) for name, value in chosen.items())
     tensors = {name: value for name, value in chosen.items() if isinstance(value, torch.Tensor)}
     if key is not None:
         _refuse_without_weights(checkpoint, key, tensors)
@@ -83,7 +85,14 @@ def choose(checkpoint: object, key: str | None, flatten: bool = False) -> Choice
     others, hidden = _described(
         counter, (((*keys, name), chosen[name]) for name in chosen if name not in tensors)
     )
-    return Choice(_joined(keys), tensors, others, _beside(counter, checkpoint, keys), hidden > 0)
+    beside = _beside(counter, checkpoint, keys)
+    if isinstance(chosen, ModuleState):
+        for name, value in chosen.left_out.items():
+            tensors_in, _ = counter.count(value)
+            if tensors_in:
+                beside.append(_shown((*keys, name), value, tensors_in))
+        beside.append(f"the code and the attributes of the module {chosen.class_name}")
+    return Choice(_joined(keys), tensors, others, beside, hidden > 0)
 
 
 def listed(names: list[str]) -> str:
@@ -102,7 +111,8 @@ def _find(checkpoint: object) -> Keys:
             return dicts[0].keys
         if dicts:
             raise ChoiceError(f"holds {_places(found)}")
-        if found or checkpoint or not isinstance(checkpoint, Mapping):
+        is_dict = isinstance(checkpoint, Mapping) and not isinstance(checkpoint, Attributes)
+        if found or not is_dict or checkpoint:
             raise ChoiceError(_none(checkpoint, found))
         return ()
     outermost = [group for group in weights if len(group.keys) == len(weights[0].keys)]
@@ -125,6 +135,14 @@ def _rivals(group: Group, chosen: Group) -> bool:
     if chosen.keys == () and group.is_dict and not chosen.has_parameters:
         return True
     return group.outweighs(chosen)
+
+
+def _refuse_odd(values: Iterable[tuple[Keys, object]]) -> None:
+    odd = [_shown(keys, value) for keys, value in values if isinstance(value, OddTensor)]
+    if odd:
+        raise ChoiceError(
+            f"holds tensors that cannot be read beside unknown classes: {listed(odd)}"
+        )
 
 
 def _refuse_without_weights(
@@ -153,7 +171,9 @@ def _places(found: list[Group]) -> str:
 def _none(checkpoint: object, found: list[Group]) -> str:
     held = _held(checkpoint) if isinstance(checkpoint, Mapping) else ""
     hint = f"; {FLATTEN}" if found else ""
-    return f"holds no dict of tensors but {held or 'a value of type ' + _type(checkpoint)}{hint}"
+    return (
+        f"holds no dict of tensors but {held or 'a value of type ' + type_name(checkpoint)}{hint}"
+    )
 
 
 def _held(checkpoint: object) -> str:
@@ -163,6 +183,7 @@ def _held(checkpoint: object) -> str:
 def _flatten(checkpoint: object, keys: Keys) -> Choice:
     chosen = _at(checkpoint, keys)
     found, others = flattened(chosen)
+    _refuse_odd(((*keys, *below), value) for below, value in found)
     tensors: dict[str, torch.Tensor] = {}
     for below, tensor in found:
         name = _joined(below)
@@ -224,9 +245,7 @@ def _described(counter: Counter, values: Iterable[tuple[Keys, object]]) -> tuple
     hidden = 0
     for keys, value in values:
         tensors, large = counter.count(value)
-        is_tensor = isinstance(value, torch.Tensor)
-        within = f" with {_counted(tensors)}" if tensors and not is_tensor else ""
-        texts.append(_shown(keys, value) + within)
+        texts.append(_shown(keys, value, tensors))
         hidden += large
     return texts, hidden
 
@@ -243,10 +262,7 @@ def _joined(keys: Keys) -> str:
     return ".".join(str(key) for key in keys)
 
 
-def _shown(keys: Keys, value: object) -> str:
+def _shown(keys: Keys, value: object, tensors: int = 0) -> str:
     name = repr(keys[0]) if len(keys) == 1 else repr(_joined(keys))
-    return f"{name} ({_type(value)})"
-
-
-def _type(value: object) -> str:
-    return type(value).__qualname__
+    within = f" with {_counted(tensors)}" if tensors and not is_tensor(value) else ""
+    return f"{name} ({type_name(value)}){within}"

@@ -12,15 +12,18 @@ import argparse
 import io
 import os
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from veturboio._address import Address, Place, place
 from veturboio._result import ConvertError, check, validate, write
+from veturboio._standins import TooManyModulesError, replaced
 from veturboio._state_dict import FLATTEN, Choice, ChoiceError, choose, listed
-from veturboio.errors import FormatError
+from veturboio.errors import FormatError, UnknownNameError
 from veturboio.io import load, metadata
 
 #: The files of a directory that are converted.
@@ -42,8 +45,12 @@ class Options:
     makes_directory: bool = False
 
 
-def read_checkpoint(source: Place, options: Options) -> Choice:
+def read_checkpoint(source: Place, options: Options) -> tuple[Choice, list[str]]:
     """Read the state_dict of a PyTorch checkpoint, on the device meta for a dry run.
+
+    Returns:
+        The state_dict, and the names of classes and functions that the file uses and that nobody
+        knows. Of what they would have made only the tensors are taken.
 
     Raises:
         ConvertError: the file is no PyTorch file, or what is asked for is not in it, or it holds
@@ -52,20 +59,35 @@ def read_checkpoint(source: Place, options: Options) -> Choice:
     """
     if _is_safetensors(source):
         raise ConvertError("is a safetensors file already")
-    device = "meta" if options.dry_run else "cpu"
-    # Mapped, a file larger than the memory can be converted too.
-    way = None if options.use_direct_io else "map"
-    checkpoint = load(source, map_location=device, use_direct_io=options.use_direct_io, way=way)
     try:
+        checkpoint, unknown = _load(source, options)
         choice = choose(checkpoint, options.key, options.flatten)
-    except ChoiceError as error:
+    except (ChoiceError, TooManyModulesError) as error:
         raise ConvertError(str(error)) from None
     if choice.others and not options.enable_to_valid_state_dict:
         way_out = "--enable-to-valid-state-dict leaves it out"
         if choice.hides_tensors:
             way_out = FLATTEN
         raise ConvertError(f"holds what is no tensor by name: {listed(choice.others)}; {way_out}")
-    return choice
+    return choice, unknown
+
+
+def _load(source: Place, options: Options) -> tuple[object, list[str]]:
+    """What a file holds, and the names of the classes that are not known of what it holds."""
+    # Mapped, a file larger than the memory can be converted too.
+    direct = options.use_direct_io
+    how: dict[str, Any] = {"use_direct_io": direct, "way": None if direct else "map"}
+    devices = ["meta", "cpu"] if options.dry_run else ["cpu"]
+    with warnings.catch_warnings(record=True) as caught:
+        for device in devices:  # torch.load does not know every kind of tensor on meta
+            try:
+                checkpoint = load(source, map_location=device, **how)
+            except UnknownNameError:
+                continue
+            for warning in caught:
+                print(f"convert: {warning.message}".partition("\n")[0], file=sys.stderr)
+            return checkpoint, []
+    return replaced(load(source, map_location=devices[0], skip_unknown=True, **how))
 
 
 def _is_safetensors(source: Place) -> bool:
@@ -108,7 +130,10 @@ def convert(source: Place, target: Place, options: Options) -> Iterator[str]:
         raise ConvertError("input and output are the same file")
     if target.exists() and not options.overwrite:
         raise ConvertError(f"{target} exists already, --overwrite replaces it")
-    choice = read_checkpoint(source, options)
+    choice, unknown = read_checkpoint(source, options)
+    if unknown:
+        classes = ", ".join(unknown)
+        yield f"{source} has objects of unknown classes, only their tensors are taken: {classes}"
     if choice.name:
         yield f"converting {choice.name!r} of {source}"
     left_out = choice.others + choice.beside
@@ -244,6 +269,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConvertError, OSError) as error:
         print(f"convert {', '.join(map(str, inputs))}: {error}", file=sys.stderr)
         return 1
+    return _convert_all(sources, output, directory, options)
+
+
+def _convert_all(
+    sources: list[Place], output: str | None, directory: Place | None, options: Options
+) -> int:
     taken: dict[str, Place] = {}
     failed = 0
     for source in sources:

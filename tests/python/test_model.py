@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,7 @@ def test_an_alias_that_the_module_has_no_name_for(target: Path, tmp_path: Path) 
     save_file({"weight": weight, "bias": bias}, target, metadata={"source": "weight"})
     model = torch.nn.Linear(2, 3)
     assert veturboio.load_model(model, target) == ([], [])
+    assert veturboio.load_model(model, BytesIO(target.read_bytes())) == ([], [])
     assert bits(model.weight) == bits(weight)
     state = {"weight": weight, "bias": bias, "extra": weight}
     veturboio.save_file(state, target, force_save_shared_tensor=True)
