@@ -5,6 +5,7 @@
 
 #include <ATen/core/Dict.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -140,7 +141,7 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
                    std::optional<at::ScalarType> dtype, bool one_allocation,
                    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
-                   bool restore_aliases) {
+                   bool restore_aliases, bool skip_unknown) {
   check_helper(file, helper, use_pinmem);
   if (state_dict.has_value()) {
     TORCH_CHECK_VALUE(!names.has_value() && !slices.has_value() && !dtype.has_value(),
@@ -154,7 +155,8 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                         {},
                         {},
                         {std::move(storage_options), std::move(cache_dir)},
-                        restore_aliases};
+                        restore_aliases,
+                        skip_unknown};
     const HelperPtr lender = helper_or_own(helper);
     fill_tensors(file, wanted, *state_dict, use_pinmem, *lender, counters(progress));
     decide(helper, use_pinmem);
@@ -169,22 +171,31 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                       std::move(devices),
                       dtype,
                       {std::move(storage_options), std::move(cache_dir)},
-                      restore_aliases};
+                      restore_aliases,
+                      skip_unknown};
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
   return named(loaded, tensors_of(wanted, loaded, targets));
 }
 
-std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
-    const std::string& file, const std::optional<at::Device>& map_location, std::int64_t num_thread,
-    bool use_direct_io, bool use_pinmem, const MaybeHelper& helper, std::optional<std::string> way,
-    std::optional<std::vector<std::string>> names,
-    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
-    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
-    std::optional<at::ScalarType> dtype, bool one_allocation,
-    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
-    bool restore_aliases) {
+// Bytes of the core as a tensor, which keeps them.
+at::Tensor as_tensor(rust::Vec<std::uint8_t> bytes) {
+  auto* const held = new rust::Vec<std::uint8_t>(std::move(bytes));
+  const auto len = static_cast<std::int64_t>(held->size());
+  return at::from_blob(held->data(), {len}, [held](void*) { delete held; }, at::kByte);
+}
+
+std::tuple<TensorDict, std::vector<at::Tensor>, std::string, std::optional<at::Tensor>>
+load_values_op(const std::string& file, const std::optional<at::Device>& map_location,
+               std::int64_t num_thread, bool use_direct_io, bool use_pinmem,
+               const MaybeHelper& helper, std::optional<std::string> way,
+               std::optional<std::vector<std::string>> names,
+               std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+               const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
+               std::optional<at::ScalarType> dtype, bool one_allocation,
+               std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+               bool restore_aliases, bool skip_unknown) {
   check_helper(file, helper, use_pinmem);
   const Wanted wanted{num_thread,
                       use_direct_io,
@@ -195,16 +206,18 @@ std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
                       std::move(devices),
                       dtype,
                       {std::move(storage_options), std::move(cache_dir)},
-                      restore_aliases};
+                      restore_aliases,
+                      skip_unknown};
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
   std::vector<at::Tensor> tensors = tensors_of(wanted, loaded, targets);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {
-    tensors.clear();
+    return {std::move(state_dict), std::vector<at::Tensor>(), std::string(), std::nullopt};
   }
-  return {std::move(state_dict), std::move(tensors), std::string(loaded.structure)};
+  return {std::move(state_dict), std::move(tensors), std::string(loaded.structure),
+          as_tensor(std::move(loaded.values))};
 }
 
 void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
@@ -234,7 +247,8 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
                        std::optional<std::vector<std::string>> names,
                        std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
                        std::optional<StringDict> storage_options,
-                       std::optional<std::string> cache_dir, bool restore_aliases) {
+                       std::optional<std::string> cache_dir, bool restore_aliases,
+                       bool skip_unknown) {
   const Wanted wanted{num_thread,
                       use_direct_io,
                       std::move(way),
@@ -244,7 +258,8 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
                       {},
                       {},
                       {std::move(storage_options), std::move(cache_dir)},
-                      restore_aliases};
+                      restore_aliases,
+                      skip_unknown};
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   return std::string(calling([&] { return explain(path(file), request, none); }));
@@ -354,6 +369,7 @@ TORCH_LIBRARY(veturboio, m) {
   // names of its own tools' variables in lower case. `cache_dir`: keeps what is downloaded.
   // `restore_aliases`: names that the metadata of a safetensors file has for a stored tensor come
   // back as that tensor.
+  // `skip_unknown`: what a PyTorch file holds of unknown classes is left out, not refused.
   define(m,
          "load(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False, "
@@ -361,11 +377,12 @@ TORCH_LIBRARY(veturboio, m) {
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
          "Dict(str, str)? storage_options=None, str? cache_dir=None, "
-         "bool restore_aliases=True) -> Dict(str, Tensor)",
+         "bool restore_aliases=True, bool skip_unknown=False) -> Dict(str, Tensor)",
          &load_op);
 
-  // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
-  // the values that hold them as JSON. A safetensors file has neither, and a PyTorch file no names.
+  // The same for Python, which builds the values of a PyTorch file as they were: its tensors, the
+  // devices they were saved from as JSON, and a pickle of the values that can do nothing but build
+  // them (src/format/emit.rs). A safetensors file has none of these, and a PyTorch file no names.
   define(m,
          "_load_values(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, bool use_pinmem=False, "
@@ -373,8 +390,8 @@ TORCH_LIBRARY(veturboio, m) {
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
          "Dict(str, str)? storage_options=None, str? cache_dir=None, "
-         "bool restore_aliases=True) -> "
-         "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
+         "bool restore_aliases=True, bool skip_unknown=False) -> "
+         "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure, Tensor? values)",
          &load_values_op);
 
   // Reads a file as it is into a uint8[length] CPU tensor, once it has been found well formed.
@@ -393,7 +410,7 @@ TORCH_LIBRARY(veturboio, m) {
   define(m,
          "explain(str file, *, int num_thread=32, bool use_direct_io=False, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Dict(str, str)? storage_options=None, "
-         "str? cache_dir=None, bool restore_aliases=True) -> str",
+         "str? cache_dir=None, bool restore_aliases=True, bool skip_unknown=False) -> str",
          &explain_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an

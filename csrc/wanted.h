@@ -47,6 +47,7 @@ struct Wanted {
   std::optional<at::ScalarType> dtype = {};
   Store store = {};
   bool restore_aliases = true;
+  bool skip_unknown = false;
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
@@ -55,6 +56,7 @@ struct Wanted {
         .num_thread = num_thread,
         .header_only = is_meta(),
         .structured = structured,
+        .skip_unknown = skip_unknown,
         .use_direct_io = use_direct_io,
         .way = way.value_or(""),
         .some = names.has_value(),

@@ -37,6 +37,7 @@ pub(crate) mod bridge {
         num_thread: i64,
         header_only: bool,
         structured: bool,
+        skip_unknown: bool,
         use_direct_io: bool,
         /// A way by name; empty leaves the choice to the core.
         way: String,
@@ -137,8 +138,11 @@ pub(crate) mod bridge {
         storages: Vec<StorageSpec>,
         tensors: Vec<TensorSpec>,
         names: Vec<Name>,
-        /// The values of a PyTorch file as JSON; empty for a safetensors file.
+        /// What is known of the values of a PyTorch file beside them, as JSON; empty for a safetensors
+        /// file.
         structure: String,
+        /// A pickle that builds the values of a PyTorch file, and can do nothing else.
+        values: Vec<u8>,
         region: Box<Region>,
     }
 

@@ -12,7 +12,7 @@ use crate::{
     plan::{self, Place, Plan},
     share,
     slice::Runs,
-    storage::Source,
+    storage::{inflated::Inflated, Source},
     tensors::{StateDict, Tensor},
     threads::Ready,
     ways::{Job, Piece},
@@ -38,13 +38,15 @@ pub(crate) fn fill(
     targets: &dyn StateDict,
 ) -> Result<Vec<usize>> {
     let file = open(path, request)?;
-    let described = described(&*file, request, false)?;
+    let mut described = described(&*file, request, false)?;
+    let inflated = Inflated::of(&*file, std::mem::take(&mut described.deflated));
+    let file = inflated.as_ref().map_or(&*file, |inflated| inflated as &dyn Source);
     let views = look_at(targets, path)?;
     let pairs = matched(&described, &views, path)?;
     let Described { again, plan, .. } = described;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
-    let choice = chosen(&*file, &plan, again, request);
+    let choice = chosen(file, &plan, again, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     let mut away = Spread::default();
@@ -77,7 +79,7 @@ pub(crate) fn fill(
             _ => left.push(target),
         }
     }
-    read(&*file, &choice, request, pieces, &away)?;
+    read(file, &choice, request, pieces, &away)?;
     Ok(left)
 }
 
@@ -107,8 +109,7 @@ fn described(
     request: &load::Request<'_>,
     structured: bool,
 ) -> Result<Described> {
-    let &load::Request { wish, restore_aliases, watch, .. } = request;
-    describe(file, structured, false, restore_aliases, wish.num_thread, watch)
+    describe(file, structured, false, request)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it

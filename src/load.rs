@@ -11,8 +11,10 @@ use crate::{
         alias,
         archive::{is_pytorch, Archive},
         dtype::is_floating,
+        inflate::Deflated,
         safetensors::{Header, TensorInfo, LENGTH_BYTES},
-        Malformed, Unreadable,
+        steps::Steps,
+        Malformed, Refusal, Unreadable,
     },
     memory::Region,
     pipeline,
@@ -21,10 +23,10 @@ use crate::{
     processors::processors,
     scattered,
     select::{select, Selection},
-    storage::{self, Source, Storage, FIRST_OF_HEADER},
+    storage::{self, inflated::Inflated, Source, Storage, FIRST_OF_HEADER},
     targets::Targets,
     threads::{self, Ready},
-    watch::Watch,
+    watch::{Stopped, Watch},
     ways::{uring, Job, Way},
 };
 use std::{io, ops::Range, path::Path};
@@ -46,6 +48,8 @@ pub(crate) struct Request<'a> {
     pub structured: bool,
     /// Whether the names that the metadata of a safetensors file has for a stored tensor stand for it.
     pub restore_aliases: bool,
+    /// Leaves out what a PyTorch file holds of unknown classes, instead of refusing it.
+    pub skip_unknown: bool,
     /// Where the tensors are wanted.
     pub placement: &'a Placement,
     /// Devices, if some are wanted there.
@@ -62,9 +66,18 @@ pub(crate) struct Loaded {
     pub tensors: Vec<Tensor>,
     /// Which tensor each name stands for; aliases stand for the same.
     pub names: Vec<(String, usize)>,
-    /// The values of a PyTorch file as JSON, if they were asked for.
-    pub structure: Option<String>,
+    /// The values of a PyTorch file, if they were asked for.
+    pub structure: Option<Structure>,
     pub region: Region,
+}
+
+/// What the values of a PyTorch file are.
+#[derive(Debug, Default)]
+pub(crate) struct Structure {
+    /// A pickle that builds them, and can do nothing else.
+    pub pickle: Vec<u8>,
+    /// The devices that the tensors were saved from, as JSON.
+    pub locations: String,
 }
 
 /// Reads and checks the header of a safetensors file; nothing else of the file is touched.
@@ -126,7 +139,9 @@ pub(crate) struct Described {
     pub names: Vec<(String, usize)>,
     /// How many of the names, the last ones, are aliases of a safetensors file.
     pub alias_count: usize,
-    pub structure: Option<String>,
+    pub structure: Option<Structure>,
+    /// What is deflated, by its offsets behind the end of the file.
+    pub deflated: Vec<(u64, Deflated)>,
 }
 
 /// Reads what `file` holds, without its tensors. Values that are `structured` need no names, and get
@@ -135,28 +150,40 @@ pub(crate) fn describe(
     file: &dyn Source,
     structured: bool,
     with_names: bool,
-    restore_aliases: bool,
-    num_thread: usize,
-    watch: &Watch<'_>,
+    request: &Request<'_>,
 ) -> Result<Described> {
+    let &Request { skip_unknown, watch, .. } = request;
+    let num_thread = request.wish.num_thread;
     let refused = |malformed| Error::format(file.name(), malformed);
     let again = is_begun(file);
     let prefix = prefix_of(file, watch)?;
     if !is_pytorch(&prefix) {
         let header = header_of(file, prefix, watch)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
-        let (names, alias_count) = names_of(header, restore_aliases);
-        return Ok(Described { again, plan, names, alias_count, structure: None });
+        let (names, alias_count) = names_of(header, request.restore_aliases);
+        let (structure, deflated) = (None, Vec::new());
+        return Ok(Described { again, plan, names, alias_count, structure, deflated });
     }
-    let archive = archive_of(file, num_thread, watch)?;
-    let plan = Plan::of_archive(&archive);
-    let (names, structure) = if structured && !archive.checkpoint.is_module() {
-        let found = with_names.then(|| archive.checkpoint.names().unwrap_or_default());
-        (found.unwrap_or_default(), Some(archive.checkpoint.to_json()))
-    } else {
-        (archive.checkpoint.names().map_err(refused)?, None)
+    let asked = || {
+        watch.look();
+        watch.check().is_err()
     };
-    Ok(Described { again, plan, names, alias_count: 0, structure })
+    let steps = Steps::new(&asked);
+    let failed = |refusal: Refusal| unreadable(file, refusal.into());
+    let archive = archive_of(file, num_thread, skip_unknown, &steps, watch)?;
+    let plan = Plan::of_archive(&archive);
+    let Archive { checkpoint, deflated, .. } = archive;
+    let (names, structure) = if structured && !checkpoint.is_module() {
+        let names = match with_names.then(|| checkpoint.names(&steps)) {
+            None | Some(Err(Refusal::Malformed(_) | Refusal::Unknown(_))) => Vec::new(),
+            Some(names) => names.map_err(failed)?,
+        };
+        let pickle = checkpoint.to_pickle(&steps).map_err(failed)?;
+        (names, Some(Structure { pickle, locations: checkpoint.locations() }))
+    } else {
+        (checkpoint.names(&steps).map_err(failed)?, None)
+    };
+    Ok(Described { again, plan, names, alias_count: 0, structure, deflated })
 }
 
 /// Loads what is wanted of `path`.
@@ -184,7 +211,7 @@ fn load_from(
     request: &Request<'_>,
     ready: Ready<'_>,
 ) -> Result<Loaded> {
-    let Described { again, plan, names, structure, .. } = wanted(file, path, request)?;
+    let Described { again, plan, names, structure, deflated, .. } = wanted(file, path, request)?;
     if request.header_only {
         forget_header(file, again);
         // No device but one: that of tensors without bytes.
@@ -192,6 +219,8 @@ fn load_from(
         let spread = spread_out(path, plan, names, &placement, structure.is_some())?;
         return Ok(loaded(spread, structure, Region::default()));
     }
+    let inflated = Inflated::of(file, deflated);
+    let file = inflated.as_ref().map_or(file, |inflated| inflated as &dyn Source);
     let choice = chosen(file, &plan, again, request);
     let spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
     let parcels = &spread.parcels;
@@ -208,7 +237,7 @@ fn load_from(
     Ok(loaded(spread, structure, region))
 }
 
-fn loaded(spread: Spread, structure: Option<String>, region: Region) -> Loaded {
+fn loaded(spread: Spread, structure: Option<Structure>, region: Region) -> Loaded {
     let Spread { homes: storages, tensors, names, .. } = spread;
     // Whoever builds the values knows where each tensor belongs.
     let names = if structure.is_some() { Vec::new() } else { names };
@@ -293,19 +322,15 @@ pub(crate) fn open(path: &Path, request: &Request<'_>) -> Result<Box<dyn Source>
 
 /// What `file` holds of what is wanted.
 fn wanted(file: &dyn Source, path: &Path, request: &Request<'_>) -> Result<Described> {
-    let &Request { wish, structured, restore_aliases, placement, watch, .. } = request;
+    let &Request { structured, placement, .. } = request;
     let selection = &request.selection;
-    let whole = selection.is_everything();
-    let (structured, with_names) = (whole && structured, !whole || !placement.is_plain());
-    let described =
-        describe(file, structured, with_names, restore_aliases, wish.num_thread, watch)?;
-    if whole {
-        return Ok(described);
+    if selection.is_everything() {
+        return describe(file, structured, !placement.is_plain(), request);
     }
-    let Described { plan, names, .. } = described;
+    let Described { again, plan, names, deflated, .. } = describe(file, false, true, request)?;
     let (plan, names) =
         select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
-    Ok(Described { again: described.again, plan, names, alias_count: 0, structure: None })
+    Ok(Described { again, plan, names, alias_count: 0, structure: None, deflated })
 }
 
 /// What was asked of a file that is well formed.
@@ -356,13 +381,25 @@ fn read(source: &dyn Source, range: Range<u64>, watch: &Watch<'_>) -> Result<Vec
     }
 }
 
-fn archive_of(source: &dyn Source, num_thread: usize, watch: &Watch<'_>) -> Result<Archive> {
+fn archive_of(
+    source: &dyn Source,
+    num_thread: usize,
+    skip_unknown: bool,
+    steps: &Steps<'_>,
+    watch: &Watch<'_>,
+) -> Result<Archive> {
     let read = |ranges: &[Range<u64>]| scattered::read(source, ranges, num_thread, watch);
-    Archive::read(source.len(), &read).map_err(|refused| match refused {
+    Archive::read(source.len(), &read, skip_unknown, steps)
+        .map_err(|refused| unreadable(source, refused))
+}
+
+fn unreadable(source: &dyn Source, refused: Unreadable<Error>) -> Error {
+    match refused {
         Unreadable::Malformed(malformed) => Error::format(source.name(), malformed),
         Unreadable::Unknown(name) => Error::unsupported(source.name(), &name),
+        Unreadable::Stopped => Error::io("read", source.name(), Stopped.into()),
         Unreadable::Source(error) => error,
-    })
+    }
 }
 
 /// The names of a safetensors file: its tensors in the order of the file, then the aliases. How many

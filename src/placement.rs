@@ -162,7 +162,9 @@ pub fn spread(
     placement: &Placement,
     in_order: bool,
 ) -> Result<Spread, Malformed> {
-    let mut made = Making { plan, placement, spread: Spread::default(), storages: HashMap::new() };
+    let stay = Plan { inflated_from: plan.inflated_from, ..Plan::default() };
+    let spread = Spread { stay, ..Spread::default() };
+    let mut made = Making { plan, placement, spread, storages: HashMap::new() };
     if in_order {
         if names.is_empty() && !placement.rules.is_empty() && !plan.tensors.is_empty() {
             let reason = "its tensors have no names of their own that map_location could mean";

@@ -40,7 +40,8 @@ pub fn select(
     for (_, source) in &wanted {
         *uses.entry(plan.tensors[*source].storage).or_default() += 1;
     }
-    let mut part = Part { plan, made: Plan::default(), storages: HashMap::new(), uses };
+    let made = Plan { inflated_from: plan.inflated_from, ..Plan::default() };
+    let mut part = Part { plan, made, storages: HashMap::new(), uses };
     let mut whole: HashMap<usize, usize> = HashMap::new();
     let mut selected = Vec::with_capacity(wanted.len());
     for (name, source) in wanted {

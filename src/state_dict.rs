@@ -249,6 +249,7 @@ impl LoadOptions {
             header_only: false,
             structured: false,
             restore_aliases: self.restore_aliases,
+            skip_unknown: false,
             placement: &self.placement,
             targets,
             storage: &self.storage,

@@ -14,6 +14,7 @@ import torch
 
 from veturboio._ops import shown
 from veturboio.errors import FormatError
+from veturboio.unknown import Unknown
 
 #: Values entered on the way, for each there is and for any file at all: a file can hold one list a
 #: thousand times over, and lists of such lists.
@@ -55,14 +56,15 @@ def named(values: object, file: str) -> dict[str, torch.Tensor]:
                 raise _refused(file, name, reason)
             found[name] = child
             continue
-        if not isinstance(child, (Mapping, list, tuple)):
+        if not isinstance(child, (Mapping, list, tuple, Unknown)):
             continue
         if id(child) in on_the_way:
             raise _refused(file, None, "a container holds itself")
-        entries += 1 + len(child)
+        size = 1 + (len(list(child.children())) if isinstance(child, Unknown) else len(child))
+        entries += size
         if id(child) not in seen:
             seen.add(id(child))
-            allowed += _ENTRIES_A_VALUE * (1 + len(child))
+            allowed += _ENTRIES_A_VALUE * size
         if len(way) > _MAX_DEPTH or entries > allowed:
             raise _refused(file, None, "values are nested too much to be named")
         on_the_way.add(id(child))
@@ -83,8 +85,8 @@ def _refused(file: str, name: str | None, reason: str) -> FormatError:
 
 def _children(name: str | None, value: object) -> Iterator[tuple[str, Any]]:
     prefix = "" if name is None else f"{name}."
-    if isinstance(value, Mapping):
-        for key, child in value.items():
+    if isinstance(value, (Mapping, Unknown)):
+        for key, child in value.items() if isinstance(value, Mapping) else value.children():
             if isinstance(key, str):
                 yield prefix + key, child
             elif _is_number(key):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -36,15 +37,18 @@ def load(file: str, restore: Callable[..., Any] | None = None, **options: Any) -
         return named
     try:
         return _checkpoint.build(structure, tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, UnpicklingError) as error:
         reason = f"its values cannot be built: {error}"
     file = shown(file)
     raise FormatError(f"read {file}: {reason}", file, None, reason)
 
 
-def described(file: str, **options: Any) -> tuple[dict[str, Any], list[torch.Tensor], str]:
+def described(
+    file: str, **options: Any
+) -> tuple[dict[str, Any], list[torch.Tensor], _checkpoint.Structure]:
     """Load a file: its tensors by name; or by position, and how its values hold them."""
-    return _call("_load_values", file, _path(file), **options)  # type: ignore[no-any-return]
+    named, tensors, structure, values = _call("_load_values", file, _path(file), **options)
+    return named, tensors, _checkpoint.Structure(structure, values)
 
 
 def names(file: str, **options: Any) -> list[str]:

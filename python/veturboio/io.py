@@ -44,6 +44,7 @@ def load(
     weights_only: bool | None = None,
     mmap: bool | None = None,
     restore_aliases: bool = True,
+    skip_unknown: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
@@ -118,6 +119,11 @@ def load(
             say which entries are aliases. In others an entry is one if its key is no tensor of the
             file and not ``format``, and its value is a tensor of the file: a name that was a part
             of that tensor comes back as the whole. False returns the stored names alone.
+        skip_unknown: True puts a :class:`veturboio.Unknown` where a PyTorch file has an object of a
+            class or function that is not known, instead of refusing the file or having torch.load
+            read it. The stand-in holds what the object would have been made of; the names of
+            tensors lead through it: those of a pickled ``torch.nn.Module`` are those of its
+            state_dict. Nothing of the file is run.
 
     Returns:
         The tensors of a safetensors file by name, in the order of the file, then the aliases. What
@@ -149,6 +155,7 @@ def load(
             "storage_options": _options(storage_options),
             "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
             "restore_aliases": restore_aliases,
+            "skip_unknown": skip_unknown,
             **as_options(path, names, slices),
         }
         if state_dict is not None:
@@ -182,7 +189,7 @@ def _natively(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
     if wanted.state_dict is not None:
         _ops.fill(path, wanted.state_dict, progress=wanted.progress, **options)
         return dict(wanted.state_dict)
-    described = {"num_thread", "storage_options", "cache_dir", "restore_aliases"}
+    described = {"num_thread", "storage_options", "cache_dir", "restore_aliases", "skip_unknown"}
     described |= {"names", "slices"}
     how = {name: options[name] for name in described & options.keys()}
     loaded = _ops.load(
@@ -228,6 +235,7 @@ def explain(
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
     restore_aliases: bool = True,
+    skip_unknown: bool = False,
 ) -> str:
     """Say in a sentence which way ``load`` would take, and why.
 
@@ -247,6 +255,7 @@ def explain(
                 storage_options=_options(storage_options),
                 cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
                 restore_aliases=restore_aliases,
+                skip_unknown=skip_unknown,
                 **as_options(path, names, slices),
             )
         except UnknownNameError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from veturboio import _checkpoint, _nested, _ops
+from veturboio._checkpoint import Structure
 from veturboio._moved import Restore, Restored
 from veturboio.errors import FormatError, UnknownNameError
 
@@ -43,7 +43,7 @@ def as_options(path: str, map_location: MapLocation | None, **described: Any) ->
     header = {name: described[name] for name in described.keys() - {"names", "slices"}}
     meta = torch.device("meta")
     _, tensors, structure = _ops.described(path, map_location=meta, **header)
-    saved_from = _by_position(structure)
+    saved_from = structure.locations()
     if isinstance(map_location, Mapping):
         every = set(saved_from) or {"cpu"}
         devices = {_device(map_location.get(location, location)) for location in every}
@@ -135,36 +135,29 @@ class _Restoring:
         self._by_name = by_name
 
     def __call__(
-        self, named: Mapping[str, torch.Tensor], tensors: list[torch.Tensor], structure: str
+        self, named: Mapping[str, torch.Tensor], tensors: list[torch.Tensor], structure: Structure
     ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         """Return the tensors by name and by position over other storages."""
         made: dict[int, torch.Tensor] = {}
         for name, tensor in named.items():
             if id(tensor) not in made:
                 made[id(tensor)] = self._restored(tensor, self._by_name.get(name, "cpu"))
-        saved_from = _by_position(structure)
+        saved_from = structure.locations()
         return {name: made[id(tensor)] for name, tensor in named.items()}, [
             self._restored(*pair) for pair in zip(tensors, saved_from, strict=True)
         ]
 
 
-def _by_name(path: str, tensors: list[torch.Tensor], structure: str) -> dict[str, str]:
+def _by_name(path: str, tensors: list[torch.Tensor], structure: Structure) -> dict[str, str]:
     """Tell where each tensor was saved from; those of other files than PyTorch's are left out."""
     if not structure:
         return {}
     by_storage = {
         tensor.untyped_storage()._cdata: location
-        for tensor, location in zip(tensors, _by_position(structure), strict=True)
+        for tensor, location in zip(tensors, structure.locations(), strict=True)
     }
     names = _nested.named(_checkpoint.build(structure, tensors), path)
     return {name: by_storage[names[name].untyped_storage()._cdata] for name in names}
-
-
-def _by_position(structure: str) -> list[str]:
-    if not structure:
-        return []
-    runs = json.loads(structure)["locations"]
-    return [location for location, count in runs for _ in range(count)]
 
 
 def _takes(signature: inspect.Signature, count: int) -> bool:

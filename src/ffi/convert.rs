@@ -12,7 +12,7 @@ use crate::{
     choice::Wish,
     error::{Error, Result},
     format::shown,
-    load as loading,
+    load::{self as loading, Structure},
     placement::{Device, Home, Placement},
     plan::{self, Place},
     select::Selection,
@@ -34,15 +34,25 @@ pub(super) struct Wanted {
     header_only: bool,
     structured: bool,
     restore_aliases: bool,
+    skip_unknown: bool,
 }
 
 impl Wanted {
     pub(super) fn of(path: &Path, request: &LoadRequest) -> Result<Self> {
         let wish = Wish { way: way(path, request)?, num_thread: threads(request.num_thread) };
         let (selection, placement) = (selection(path, request)?, placement(request));
-        let &LoadRequest { header_only, structured, restore_aliases, .. } = request;
+        let &LoadRequest { header_only, structured, restore_aliases, skip_unknown, .. } = request;
         let storage = options(&request.storage);
-        Ok(Self { wish, selection, placement, storage, header_only, structured, restore_aliases })
+        Ok(Self {
+            wish,
+            selection,
+            placement,
+            storage,
+            header_only,
+            structured,
+            restore_aliases,
+            skip_unknown,
+        })
     }
 
     pub(super) fn with<'a>(
@@ -61,6 +71,7 @@ impl Wanted {
             header_only: self.header_only,
             structured: self.structured,
             restore_aliases: self.restore_aliases,
+            skip_unknown: self.skip_unknown,
             buffers,
             watch,
         }
@@ -206,11 +217,13 @@ unsafe impl Sync for StateDict {}
 impl From<loading::Loaded> for Loaded {
     fn from(loaded: loading::Loaded) -> Self {
         let name = |(name, tensor)| Name { name, tensor };
+        let Structure { pickle, locations } = loaded.structure.unwrap_or_default();
         Self {
             storages: loaded.storages.into_iter().map(StorageSpec::from).collect(),
             tensors: loaded.tensors.into_iter().map(TensorSpec::from).collect(),
             names: loaded.names.into_iter().map(name).collect(),
-            structure: loaded.structure.unwrap_or_default(),
+            structure: locations,
+            values: pickle,
             region: Box::new(loaded.region),
         }
     }

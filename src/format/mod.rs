@@ -8,13 +8,18 @@
 pub mod alias;
 pub mod archive;
 pub mod dtype;
+mod emit;
 pub mod encode;
+mod hashed;
+pub mod inflate;
 pub mod json;
+mod names;
 pub mod pickle;
 pub mod pytorch;
 mod rebuild;
 pub mod safetensors;
-pub mod structure;
+pub mod steps;
+pub mod value;
 pub mod zip;
 
 use std::{borrow::Cow, fmt, ops::Range};
@@ -81,13 +86,47 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+/// Why a pickle is no checkpoint of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    Malformed(Malformed),
+    /// It is well formed and uses a name that is given no meaning here.
+    Unknown(String),
+    /// The caller stopped it.
+    Stopped,
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<steps::Stop> for Refusal {
+    fn from(_: steps::Stop) -> Self {
+        Self::Stopped
+    }
+}
+
 /// Why something that is read piece by piece was not: it is malformed, or its source failed.
 #[derive(Debug)]
 pub enum Unreadable<E> {
     Malformed(Malformed),
     /// It is well formed and uses a name that has no meaning here.
     Unknown(String),
+    /// The caller stopped it.
+    Stopped,
     Source(E),
+}
+
+impl<E> From<Refusal> for Unreadable<E> {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed(malformed) => Self::Malformed(malformed),
+            Refusal::Unknown(name) => Self::Unknown(name),
+            Refusal::Stopped => Self::Stopped,
+        }
+    }
 }
 
 impl<E> From<Malformed> for Unreadable<E> {

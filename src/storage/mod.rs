@@ -5,6 +5,7 @@
 
 #[cfg(feature = "cloud")]
 mod cloud;
+pub mod inflated;
 pub mod local;
 mod options;
 mod sfcs;
@@ -141,6 +142,11 @@ pub trait Source: Send + Sync + Debug {
         _watch: &Watch<'_>,
     ) -> Option<io::Result<()>> {
         None
+    }
+
+    /// From where on a range is best read whole, because parts of it cost as much.
+    fn whole_from(&self) -> u64 {
+        u64::MAX
     }
 
     /// What sort of storage it lies on.
