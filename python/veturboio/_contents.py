@@ -7,16 +7,24 @@ have a dict that holds itself, or forty dicts that each hold the next one twice.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from veturboio._standins import ModuleState, OddTensor
+from veturboio._standins import Attributes, ModuleState, OddTensor
 
 #: The keys and indices that lead to a value, outermost first.
 Keys = tuple[Any, ...]
+
+#: Types that no tensor is in, which most values of a checkpoint have.
+_PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device}
+
+#: Types that are walked as they are told by, without asking what they derive from.
+_DICTS = {dict, OrderedDict}
+_LISTS = {list, tuple}
 
 #: Keys under which a training run keeps tensors that are no weights.
 _NO_WEIGHTS = re.compile(
@@ -29,32 +37,65 @@ _NO_WEIGHTS = re.compile(
 _PARAMETER = re.compile(r"(.*\.)?(weight|bias|kernel|gamma|beta|running_(mean|var))|.+\..+")
 
 
+class Place:
+    """Where a value stands in a checkpoint: below which other place, and by what key."""
+
+    __slots__ = ("above", "depth", "is_aside", "key")
+
+    def __init__(self, above: Place | None, key: Any, is_aside: bool) -> None:
+        self.above = above
+        self.key = key
+        #: Whether a key on the way says that there are no weights.
+        self.is_aside = is_aside
+        self.depth: int = 0 if above is None else above.depth + 1
+
+    def keys(self) -> Keys:
+        """What leads there from the checkpoint."""
+        keys = []
+        place: Place | None = self
+        while place is not None and place.above is not None:
+            keys.append(place.key)
+            place = place.above
+        return tuple(reversed(keys))
+
+
 @dataclass(frozen=True)
 class Group:
     """A container that has tensors among its own values.
 
     Attributes:
-        keys: what leads to it.
+        place: where it stands.
         is_dict: whether the tensors have names.
+        is_object: whether they are attributes of an object of an unknown class, which is taken for
+            a state_dict only if there is no other.
         count: its own tensors, whatever their size and their names.
         tensors: those of more than one element whose names are not known to be no weights'.
         elements: of these tensors, all together.
-        is_aside: whether its keys say that it holds no weights.
         has_parameters: whether some of the tensors are named as parameters usually are.
     """
 
-    keys: Keys
+    place: Place
     is_dict: bool
+    is_object: bool
     count: int
     tensors: int
     elements: int
-    is_aside: bool
     has_parameters: bool
+
+    @property
+    def keys(self) -> Keys:
+        """What leads to it."""
+        return self.place.keys()
+
+    @property
+    def depth(self) -> int:
+        """How many keys lead to it."""
+        return self.place.depth
 
     @property
     def holds_weights(self) -> bool:
         """Whether the tensors may be weights: a lone scalar is a loss or a step."""
-        return self.tensors > 0 and not self.is_aside
+        return self.tensors > 0 and not self.place.is_aside
 
     def outweighs(self, other: Group) -> bool:
         """Whether taking the other one for the state_dict would leave the larger part out."""
@@ -63,10 +104,11 @@ class Group:
 
 def items(value: object) -> Iterable[tuple[Any, Any]]:
     """The keys or indices of a container with its values; none of any other value."""
-    if isinstance(value, Mapping):
-        return value.items()
-    if isinstance(value, list | tuple | set | frozenset) and not isinstance(value, torch.Size):
-        return enumerate(value)
+    kind = type(value)
+    if kind in _DICTS or isinstance(value, Mapping):
+        return cast("Mapping[Any, Any]", value).items()
+    if is_container(value):
+        return enumerate(cast("list[Any]", value))
     return ()
 
 
@@ -78,7 +120,11 @@ def _all_items(value: object) -> list[tuple[Any, Any]]:
 
 def is_container(value: object) -> bool:
     """Whether the values in it are walked."""
-    return isinstance(value, Mapping | list | tuple | set | frozenset)
+    kind = type(value)
+    if kind in _PLAIN or kind in _DICTS or kind in _LISTS:
+        return kind not in _PLAIN
+    is_one = isinstance(value, Mapping | list | tuple | set | frozenset)
+    return is_one and not isinstance(value, torch.Size)
 
 
 def is_tensor(value: object) -> bool:
@@ -94,7 +140,7 @@ def is_large(value: object) -> bool:
 def groups(checkpoint: object) -> list[Group]:
     """Find the containers that have tensors among their own values, the outermost first."""
     found = []
-    for keys, container, is_aside in _containers(checkpoint):
+    for place, container in _containers(checkpoint):
         tensors = [(key, value) for key, value in items(container) if is_tensor(value)]
         weights = [
             (key, value) for key, value in tensors if is_large(value) and not _is_no_weight(key)
@@ -102,31 +148,32 @@ def groups(checkpoint: object) -> list[Group]:
         if tensors:
             found.append(
                 Group(
-                    keys,
+                    place,
                     isinstance(container, Mapping),
+                    isinstance(container, Attributes) and not container.is_dict,
                     len(tensors),
                     len(weights),
                     sum(value.numel() for _, value in weights if isinstance(value, torch.Tensor)),
-                    is_aside,
                     any(isinstance(key, str) and _PARAMETER.fullmatch(key) for key, _ in weights),
                 )
             )
     return found
 
 
-def _containers(checkpoint: object) -> Iterator[tuple[Keys, Any, bool]]:
-    """Every container once, by the shortest keys, and whether these say it holds no weights."""
-    level: list[tuple[Keys, Any, bool]] = [((), checkpoint, False)]
+def _containers(checkpoint: object) -> Iterator[tuple[Place, Any]]:
+    """Every container once, where fewest keys lead to it."""
+    level: list[tuple[Place, Any]] = [(Place(None, None, is_aside=False), checkpoint)]
     seen = {id(checkpoint)}
     while level:
         inner = []
-        for keys, container, is_aside in level:
-            is_aside = is_aside or _is_optimizer(container)
-            yield keys, container, is_aside
+        for place, container in level:
+            place.is_aside = place.is_aside or _is_optimizer(container)
+            yield place, container
             for key, value in items(container):
                 if is_container(value) and id(value) not in seen:
                     seen.add(id(value))
-                    inner.append(((*keys, key), value, is_aside or _is_no_weight(key)))
+                    is_aside = place.is_aside or _is_no_weight(key)
+                    inner.append((Place(place, key, is_aside), value))
         level = inner
 
 
@@ -152,7 +199,9 @@ class Counter:
         waiting = [value]
         while waiting:
             value = waiting.pop()
-            if not (is_tensor(value) or is_container(value)) or id(value) in self._seen:
+            if type(value) in _PLAIN or id(value) in self._seen:
+                continue
+            if not (is_tensor(value) or is_container(value)):
                 continue
             self._seen.add(id(value))
             if is_tensor(value):
@@ -163,31 +212,38 @@ class Counter:
         return tensors, large
 
 
-def flattened(checkpoint: object) -> tuple[list[tuple[Keys, Any]], list[tuple[Keys, Any]]]:
-    """All tensors by the keys that lead to them, and the values that hold none.
+def flattened(checkpoint: object) -> tuple[list[tuple[Place, Any]], list[tuple[Place, Any]]]:
+    """All tensors with where they stand, and the values that hold none.
 
     A container that no tensor is in is one value.
     """
-    tensors: list[tuple[Keys, Any]] = []
-    containers: list[tuple[Keys, Any]] = []
-    parents: dict[int, int | None] = {}
+    tensors: list[tuple[Place, Any]] = []
+    containers: list[tuple[Place, Any]] = []
+    values: dict[Place, int] = {}
+    seen: set[int] = set()
     with_tensors: set[int] = set()
-    waiting: list[tuple[Keys, Any, int | None]] = [((), checkpoint, None)]
+    waiting: list[tuple[Place, Any]] = [(Place(None, None, is_aside=False), checkpoint)]
     while waiting:
-        keys, value, parent = waiting.pop()
+        place, value = waiting.pop()
         if is_tensor(value):
-            tensors.append((keys, value))
-            while parent is not None and parent not in with_tensors:
-                with_tensors.add(parent)
-                parent = parents[parent]
-        elif is_container(value) and id(value) not in parents:
-            parents[id(value)] = parent
-            containers.append((keys, value))
-            children = [((*keys, key), child, id(value)) for key, child in _all_items(value)]
+            tensors.append((place, value))
+            above = place.above
+            while above is not None and values[above] not in with_tensors:
+                with_tensors.add(values[above])
+                above = above.above
+        elif is_container(value) and id(value) not in seen:
+            seen.add(id(value))
+            values[place] = id(value)
+            containers.append((place, value))
+            children = [
+                (Place(place, key, is_aside=False), child)
+                for key, child in _all_items(value)
+                if type(child) not in _PLAIN
+            ]
             waiting.extend(reversed(children))
     others = [
-        ((*keys, key), child)
-        for keys, value in containers
+        (Place(place, key, is_aside=False), child)
+        for place, value in containers
         if id(value) in with_tensors
         for key, child in items(value)
         if not is_tensor(child) and id(child) not in with_tensors

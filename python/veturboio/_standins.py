@@ -44,9 +44,11 @@ class Attributes(dict[Any, Any]):
 
     Attributes:
         class_name: that class.
+        is_dict: whether the object would have been given items, as a dict.
     """
 
     class_name: str
+    is_dict: bool
 
 
 class ModuleState(OrderedDict[str, Any]):
@@ -150,8 +152,11 @@ class _Replacing:
             self.names.update(_names_in(value))
             return _state_dict(value)
         attributes = Attributes()
-        attributes.class_name = value.name
+        attributes.class_name, attributes.is_dict = value.name, bool(value.items)
+        attributes.update(value.items)
         for key, child in _parts(value):
+            if value.items and not _may_hold(child):
+                continue  # how a dict is made, as the factory of a defaultdict, is no item of it
             while key in attributes:
                 key = f"{key}'"
             attributes[key] = child
@@ -159,7 +164,6 @@ class _Replacing:
 
 
 def _parts(value: Unknown) -> Iterator[tuple[Any, Any]]:
-    yield from value.items
     states = value.state if isinstance(value.state, tuple) else (value.state,)
     for state in states:
         if isinstance(state, Mapping):
@@ -168,6 +172,13 @@ def _parts(value: Unknown) -> Iterator[tuple[Any, Any]]:
             yield "state", state
     yield from enumerate(value.appended)
     yield from enumerate(value.args)
+
+
+def _may_hold(part: object) -> bool:
+    """Whether tensors may be in it."""
+    if isinstance(part, Unknown):
+        return bool(part.args or part.state or part.items or part.appended)
+    return isinstance(part, _MAY_HOLD)
 
 
 def _is_module(value: object) -> bool:

@@ -23,6 +23,10 @@ from veturboio._standins import Attributes, ModuleState, OddTensor, type_name
 #: Names that hold a state_dict, and no part of one: the tensors beside them are no weights.
 _USUAL_NAMES = ("state_dict", "model_state_dict", "model")
 
+#: Characters of all names, at most, where every tensor is named by all keys that lead to it: a
+#: safetensors header can have no more.
+_MAX_NAMES = 100_000_000
+
 #: Names that a message lists, at most.
 _MAX_LISTED = 5
 
@@ -95,16 +99,17 @@ def choose(checkpoint: object, key: str | None, flatten: bool = False) -> Choice
     return Choice(_joined(keys), tensors, others, beside, hidden > 0)
 
 
-def listed(names: list[str]) -> str:
-    """Join names for a message, the first few of them."""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+def listed(names: list[str], count: int | None = None) -> str:
+    """Join names for a message, the first few of ``count`` or of all."""
+    count = len(names) if count is None else count
+    more = f" and {count - _MAX_LISTED} more" if count > _MAX_LISTED else ""
     return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _find(checkpoint: object) -> Keys:
     found = groups(checkpoint)
     dicts = [group for group in found if group.is_dict]
-    weights = [group for group in dicts if group.holds_weights]
+    weights = [group for group in dicts if group.holds_weights and not group.is_object]
     if not weights:
         # Scalars alone, or what an optimizer keeps: only if there is nothing else.
         if len(found) == 1 and dicts:
@@ -115,9 +120,9 @@ def _find(checkpoint: object) -> Keys:
         if found or not is_dict or checkpoint:
             raise ChoiceError(_none(checkpoint, found))
         return ()
-    outermost = [group for group in weights if len(group.keys) == len(weights[0].keys)]
-    inner = [group for group in weights if len(group.keys) == 1]
-    if outermost[0].keys == () and any(group.keys[0] in _USUAL_NAMES for group in inner):
+    outermost = [group for group in weights if group.depth == weights[0].depth]
+    inner = [group for group in weights if group.depth == 1]
+    if outermost[0].depth == 0 and any(group.place.key in _USUAL_NAMES for group in inner):
         outermost = inner
     if len(outermost) > 1:
         raise ChoiceError(f"holds {_places(outermost)}")
@@ -130,9 +135,9 @@ def _find(checkpoint: object) -> Keys:
 
 def _rivals(group: Group, chosen: Group) -> bool:
     """Whether it cannot be told if another group of weights is the state_dict."""
-    if group is chosen or (chosen.keys and chosen.keys[-1] in _USUAL_NAMES):
+    if group is chosen or chosen.place.key in _USUAL_NAMES:
         return False
-    if chosen.keys == () and group.is_dict and not chosen.has_parameters:
+    if chosen.depth == 0 and not chosen.has_parameters and group.is_dict and not group.is_object:
         return True
     return group.outweighs(chosen)
 
@@ -161,7 +166,10 @@ def _refuse_without_weights(
 
 def _places(found: list[Group]) -> str:
     """What a checkpoint holds of tensors, and how to choose among it."""
-    names = listed([f"{_joined(group.keys)!r} ({_counted(group.count)})" for group in found])
+    first = [
+        f"{_joined(group.keys)!r} ({_counted(group.count)})" for group in found[: _MAX_LISTED + 1]
+    ]
+    names = listed(first, len(found))
     if not all(group.is_dict for group in found):
         return f"tensors in {names}; --key chooses a dict of them, {FLATTEN}"
     dicts = "several dicts of tensors" if len(found) > 1 else "a dict of tensors"
@@ -183,18 +191,23 @@ def _held(checkpoint: object) -> str:
 def _flatten(checkpoint: object, keys: Keys) -> Choice:
     chosen = _at(checkpoint, keys)
     found, others = flattened(chosen)
-    _refuse_odd(((*keys, *below), value) for below, value in found)
+    _refuse_odd((keys + place.keys(), value) for place, value in found if not _is_made(value))
     tensors: dict[str, torch.Tensor] = {}
-    for below, tensor in found:
-        name = _joined(below)
-        if not below:
+    length = 0
+    for place, tensor in found:
+        if place.above is None:
             raise ChoiceError("holds a single tensor, which has no name")
+        length += place.depth
+        name = _joined(place.keys()) if length < _MAX_NAMES else ""
+        length += len(name)
+        if length >= _MAX_NAMES:
+            raise ChoiceError("holds tensors in more containers than their names have a place for")
         if tensors.setdefault(name, tensor) is not tensor:
             raise ChoiceError(f"holds two tensors whose keys are both joined to {name!r}")
     if not tensors:
         raise ChoiceError("holds no tensors")
     counter = Counter([chosen, *tensors.values()])
-    described, _ = _described(counter, (((*keys, *below), value) for below, value in others))
+    described, _ = _described(counter, ((keys + place.keys(), value) for place, value in others))
     return Choice(_joined(keys), tensors, described, _beside(counter, checkpoint, keys))
 
 
@@ -248,6 +261,10 @@ def _described(counter: Counter, values: Iterable[tuple[Keys, object]]) -> tuple
         texts.append(_shown(keys, value, tensors))
         hidden += large
     return texts, hidden
+
+
+def _is_made(value: object) -> bool:
+    return not isinstance(value, OddTensor)
 
 
 def _is_unnamed(name: object, value: object) -> bool:
