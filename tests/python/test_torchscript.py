@@ -179,8 +179,8 @@ def test_schemas() -> None:
         " __torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None,"
         " str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None,"
         " Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False,"
-        " Dict(str, str)? storage_options=None, str? cache_dir=None, bool restore_aliases=True)"
-        " -> Dict(str, Tensor)",
+        " Dict(str, str)? storage_options=None, str? cache_dir=None, bool restore_aliases=True,"
+        " bool skip_unknown=False) -> Dict(str, Tensor)",
         "save": "veturboio::save(Dict(str, Tensor) state_dict, str file, *,"
         " Dict(str, str)? metadata=None, bool force_contiguous=True,"
         " bool force_save_shared_tensor=False, bool force_clone_shared_tensor=False,"
