@@ -39,6 +39,7 @@ const PREFIX_LEN: u64 = 64 << 10;
 
 /// What is to be loaded, and how.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)] // each is a parameter of its own
 pub(crate) struct Request<'a> {
     pub wish: Wish,
     pub selection: Selection,

@@ -26,6 +26,7 @@ use crate::{
 use std::path::{Path, PathBuf};
 
 /// What C++ asks of a load, in the core's words.
+#[allow(clippy::struct_excessive_bools)] // each is a parameter of its own
 pub(super) struct Wanted {
     wish: Wish,
     selection: Selection,
