@@ -13,10 +13,11 @@ const SOURCES: [&str; 6] = [
     "csrc/targets.cpp",
     "csrc/tensor.cpp",
 ];
-const HEADERS: [&str; 7] = [
+const HEADERS: [&str; 8] = [
     "csrc/error.h",
     "csrc/helper.h",
     "csrc/lanes.h",
+    "csrc/saving.h",
     "csrc/state_dict.h",
     "csrc/targets.h",
     "csrc/tensor.h",

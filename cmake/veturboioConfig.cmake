@@ -102,13 +102,18 @@ else()
 endif()
 
 if(NOT TARGET veturboio::veturboio)
+  # A program that only runs scripted modules, or finds the operators by name, refers to no symbol
+  # of the library: a linker that is told to link as needed, as Debian's is, would drop it, and the
+  # operators with it. So the library is named a second time, as needed or not. As a link item and
+  # no link option, because old policies of CMake do not hand options on through static libraries.
   add_library(veturboio::veturboio SHARED IMPORTED)
   set_target_properties(veturboio::veturboio PROPERTIES
     IMPORTED_LOCATION "${_veturboio_package}/libveturboio.so"
     IMPORTED_SONAME "libveturboio.so"
     INTERFACE_INCLUDE_DIRECTORIES "${_veturboio_package}/include"
     INTERFACE_COMPILE_FEATURES cxx_std_20
-    INTERFACE_LINK_LIBRARIES "${_veturboio_torch}"
+    INTERFACE_LINK_LIBRARIES
+      "-Wl,--push-state,--no-as-needed,\"${_veturboio_package}/libveturboio.so\",--pop-state;${_veturboio_torch}"
     INTERFACE_LINK_OPTIONS "LINKER:-rpath,${_veturboio_package}")
 endif()
 

@@ -81,19 +81,31 @@ void Lane::settle() const noexcept {
 }
 
 bool Lane::has_scratch() const {
-  const std::lock_guard<std::mutex> lock(scratching_);
   try {
-    return scratch().defined();
+    return Scratch(*this).bytes().defined();
   } catch (const c10::OutOfMemoryError&) {
     return false;
   }
 }
 
-const at::Tensor& Lane::scratch() const {
-  if (!scratch_.defined()) {
-    scratch_ = at::empty({kScratchBytes}, at::TensorOptions(device_).dtype(at::kByte));
+Scratch::Turn::Turn(const Lane& lane) : lane_(lane) {
+  std::unique_lock<std::mutex> lock(lane.mutex_);
+  lane.scratch_released_.wait(lock, [&] { return !lane.is_scratch_taken_; });
+  lane.is_scratch_taken_ = true;
+}
+
+Scratch::Turn::~Turn() {
+  {
+    const std::lock_guard<std::mutex> lock(lane_.mutex_);
+    lane_.is_scratch_taken_ = false;
   }
-  return scratch_;
+  lane_.scratch_released_.notify_one();
+}
+
+Scratch::Scratch(const Lane& lane) : lane_(lane), turn_(lane) {
+  if (!lane.scratch_.defined()) {
+    lane.scratch_ = at::empty({kScratchBytes}, at::TensorOptions(lane.device()).dtype(at::kByte));
+  }
 }
 
 void Copies::wait() const {

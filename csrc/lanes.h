@@ -7,6 +7,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -60,18 +61,45 @@ class Lane {
   // The stream of the lane; only if it is asynchronous.
   const c10::Stream& stream() const { return *stream_; }
 
-  // Memory on the device that small tensors pass through, and what is to be converted. Whoever
-  // has the lock puts copies to it and from it on the stream together.
-  std::mutex& scratching() const { return scratching_; }
-  // The latter throws where the device has no room for it.
+  // Whether the device has room for scratch memory.
   bool has_scratch() const;
-  const at::Tensor& scratch() const;
 
  private:
   c10::Device device_;
   std::optional<c10::Stream> stream_;
-  mutable std::mutex scratching_;
-  mutable at::Tensor scratch_;
+
+  friend class Scratch;
+  mutable std::mutex mutex_;  // of the next one
+  mutable bool is_scratch_taken_ = false;
+  mutable std::condition_variable scratch_released_;
+  mutable at::Tensor scratch_;  // whoever has taken it may use it
+};
+
+// Memory on the device of a lane that small tensors pass through, and what is to be converted. One
+// thread has it at a time, and puts copies to it and from it on the stream together. It holds no
+// lock meanwhile: a device may be implemented in Python.
+class Scratch {
+ public:
+  // Waits for the thread that has it. Throws where the device has no room for it.
+  explicit Scratch(const Lane& lane);
+
+  const at::Tensor& bytes() const { return lane_.scratch_; }
+
+ private:
+  // Takes it and gives it back, whether there is memory or not.
+  class Turn {
+   public:
+    explicit Turn(const Lane& lane);
+    ~Turn();
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    const Lane& lane_;
+  };
+
+  const Lane& lane_;
+  const Turn turn_;
 };
 
 // The lanes of a load or save. They are found on one thread, and used by any.

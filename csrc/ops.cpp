@@ -5,6 +5,7 @@
 
 #include <ATen/core/Dict.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -13,6 +14,7 @@
 
 #include "veturboio/csrc/error.h"
 #include "veturboio/csrc/helper.h"
+#include "veturboio/csrc/saving.h"
 #include "veturboio/csrc/state_dict.h"
 #include "veturboio/csrc/targets.h"
 #include "veturboio/csrc/tensor.h"
@@ -92,7 +94,30 @@ TensorDict named(const Loaded& loaded, const std::vector<at::Tensor>& tensors) {
   return state_dict;
 }
 
-// Fills the caller's tensors: the core those in host memory, torch what it leaves.
+// Copies what the core has left, elements of one dtype to elements of the same.
+void copy_left(Filled& filled, const StateDict& tensors) {
+  const at::NoGradGuard no_grad;
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
+  Loaded& loaded = filled.loaded;
+  const auto sources =
+      make_tensors(loaded.tensors, loaded.storages, std::move(loaded.region), none);
+  for (std::size_t index = 0; index < filled.left.size(); ++index) {
+    const auto& [name, tensor] = tensors.at(filled.left.at(index));
+    at::Tensor target = tensor.view({-1});
+    at::Tensor source = sources->at(loaded.names.at(index).tensor).reshape({-1});
+    TORCH_INTERNAL_ASSERT(source.scalar_type() == target.scalar_type() &&
+                          name == std::string(loaded.names.at(index).name));
+    target = target.narrow(0, 0, source.numel());
+    // torch does not copy every type of one byte.
+    if (source.element_size() == 1 && !target.is_neg()) {
+      source = source.view(at::kByte);
+      target = target.view(at::kByte);
+    }
+    target.copy_(source);
+  }
+}
+
+// Fills the caller's tensors: the core those in memory that it can write to, torch what it leaves.
 void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDict& targets,
                   bool use_pinmem, const IOHelper& helper, std::int64_t* progress) {
   StateDict tensors;
@@ -103,20 +128,10 @@ void fill_tensors(const std::string& file, const Wanted& wanted, const TensorDic
   const LoadRequest request = wanted.request(/*structured=*/false);
   Targets devices(use_pinmem, /*one_allocation=*/false);
   devices.fill(tensors);
-  const rust::Vec<std::size_t> left = calling(
+  Filled filled = calling(
       [&] { return fill(path(file), request, tensors, devices, helper.buffers(), progress); });
-  if (left.empty()) {
-    return;
-  }
-  const at::NoGradGuard no_grad;
-  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
-  Loaded loaded = calling(
-      [&] { return load(path(file), request, none, helper.buffers(), /*progress=*/nullptr); });
-  const TensorDict sources = named(loaded, tensors_of(wanted, loaded, none));
-  for (const std::size_t index : left) {
-    const auto& [name, target] = tensors.at(index);
-    const at::Tensor source = sources.at(name).reshape({-1});
-    target.view({-1}).narrow(0, 0, source.numel()).copy_(source);
+  if (!filled.left.empty()) {
+    copy_left(filled, tensors);
   }
 }
 
@@ -139,68 +154,112 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
                    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
                    std::optional<at::ScalarType> dtype, bool one_allocation,
-                   std::optional<StringDict> storage_options,
-                   std::optional<std::string> cache_dir) {
+                   std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+                   bool restore_aliases, bool skip_unknown) {
   check_helper(file, helper, use_pinmem);
   if (state_dict.has_value()) {
     TORCH_CHECK_VALUE(!names.has_value() && !slices.has_value() && !dtype.has_value(),
                       "state_dict cannot be combined with names, slices or dtype");
-    const Wanted wanted{num_thread,
-                        use_direct_io,
-                        std::move(way),
-                        {},
-                        {},
-                        {},
-                        {},
-                        {},
-                        {std::move(storage_options), std::move(cache_dir)}};
+    const Wanted wanted{
+        .num_thread = num_thread,
+        .use_direct_io = use_direct_io,
+        .way = std::move(way),
+        .store = {std::move(storage_options), std::move(cache_dir)},
+        .restore_aliases = restore_aliases,
+        .skip_unknown = skip_unknown,
+    };
     const HelperPtr lender = helper_or_own(helper);
     fill_tensors(file, wanted, *state_dict, use_pinmem, *lender, counters(progress));
     decide(helper, use_pinmem);
     return *state_dict;
   }
-  const Wanted wanted{num_thread,
-                      use_direct_io,
-                      std::move(way),
-                      std::move(names),
-                      std::move(slices),
-                      map_location,
-                      std::move(devices),
-                      dtype,
-                      {std::move(storage_options), std::move(cache_dir)}};
+  const Wanted wanted{
+      .num_thread = num_thread,
+      .use_direct_io = use_direct_io,
+      .way = std::move(way),
+      .names = std::move(names),
+      .slices = std::move(slices),
+      .map_location = map_location,
+      .devices = std::move(devices),
+      .dtype = dtype,
+      .store = {std::move(storage_options), std::move(cache_dir)},
+      .restore_aliases = restore_aliases,
+      .skip_unknown = skip_unknown,
+  };
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
   return named(loaded, tensors_of(wanted, loaded, targets));
 }
 
-std::tuple<TensorDict, std::vector<at::Tensor>, std::string> load_values_op(
-    const std::string& file, const std::optional<at::Device>& map_location, std::int64_t num_thread,
-    bool use_direct_io, bool use_pinmem, const MaybeHelper& helper, std::optional<std::string> way,
-    std::optional<std::vector<std::string>> names,
-    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
-    const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
-    std::optional<at::ScalarType> dtype, bool one_allocation,
-    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir) {
+// Bytes of the core as a tensor, which keeps them.
+at::Tensor as_tensor(rust::Vec<std::uint8_t> bytes) {
+  auto* const held = new rust::Vec<std::uint8_t>(std::move(bytes));
+  const auto len = static_cast<std::int64_t>(held->size());
+  return at::from_blob(held->data(), {len}, [held](void*) { delete held; }, at::kByte);
+}
+
+std::tuple<TensorDict, std::vector<at::Tensor>, std::string, std::optional<at::Tensor>>
+load_values_op(const std::string& file, const std::optional<at::Device>& map_location,
+               std::int64_t num_thread, bool use_direct_io, bool use_pinmem,
+               const MaybeHelper& helper, std::optional<std::string> way,
+               std::optional<std::vector<std::string>> names,
+               std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+               const std::optional<at::Tensor>& progress, std::optional<DeviceDict> devices,
+               std::optional<at::ScalarType> dtype, bool one_allocation,
+               std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+               std::optional<std::string> version, bool restore_aliases, bool skip_unknown) {
   check_helper(file, helper, use_pinmem);
-  const Wanted wanted{num_thread,
-                      use_direct_io,
-                      std::move(way),
-                      std::move(names),
-                      std::move(slices),
-                      map_location,
-                      std::move(devices),
-                      dtype,
-                      {std::move(storage_options), std::move(cache_dir)}};
+  const Wanted wanted{
+      .num_thread = num_thread,
+      .use_direct_io = use_direct_io,
+      .way = std::move(way),
+      .names = std::move(names),
+      .slices = std::move(slices),
+      .map_location = map_location,
+      .devices = std::move(devices),
+      .dtype = dtype,
+      .store = {std::move(storage_options), std::move(cache_dir)},
+      .version = std::move(version),
+      .restore_aliases = restore_aliases,
+      .skip_unknown = skip_unknown,
+  };
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
   std::vector<at::Tensor> tensors = tensors_of(wanted, loaded, targets);
   TensorDict state_dict = named(loaded, tensors);
   if (loaded.structure.empty()) {
-    tensors.clear();
+    return {std::move(state_dict), std::vector<at::Tensor>(), std::string(), std::nullopt};
   }
-  return {std::move(state_dict), std::move(tensors), std::string(loaded.structure)};
+  return {std::move(state_dict), std::move(tensors), std::string(loaded.structure),
+          as_tensor(std::move(loaded.values))};
+}
+
+std::tuple<std::vector<std::string>, std::string> names_op(
+    const std::string& file, std::int64_t num_thread, std::optional<std::vector<std::string>> names,
+    std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
+    std::optional<StringDict> storage_options, std::optional<std::string> cache_dir,
+    bool restore_aliases, bool skip_unknown) {
+  const Wanted wanted{
+      .num_thread = num_thread,
+      .use_direct_io = false,
+      .names = std::move(names),
+      .slices = std::move(slices),
+      .map_location = at::Device(at::kMeta),
+      .store = {std::move(storage_options), std::move(cache_dir)},
+      .restore_aliases = restore_aliases,
+      .skip_unknown = skip_unknown,
+  };
+  const LoadRequest request = wanted.request(/*structured=*/false);
+  const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
+  const Loaded loaded = load_through(file, request, none, /*use_pinmem=*/false, {}, {});
+  std::vector<std::string> found;
+  found.reserve(loaded.names.size());
+  for (const Name& name : loaded.names) {
+    found.emplace_back(name.name);
+  }
+  return {std::move(found), std::string(loaded.version)};
 }
 
 void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_t num_thread,
@@ -209,15 +268,11 @@ void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_
                    std::optional<std::string> cache_dir) {
   TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
                     "bytes must be a contiguous uint8 tensor on the CPU");
-  const Wanted wanted{num_thread,
-                      use_direct_io,
-                      {},
-                      {},
-                      {},
-                      {},
-                      {},
-                      {},
-                      {std::move(storage_options), std::move(cache_dir)}};
+  const Wanted wanted{
+      .num_thread = num_thread,
+      .use_direct_io = use_direct_io,
+      .store = {std::move(storage_options), std::move(cache_dir)},
+  };
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   const HelperPtr lender = helper_or_own(helper);
@@ -230,26 +285,31 @@ std::string explain_op(const std::string& file, std::int64_t num_thread, bool us
                        std::optional<std::vector<std::string>> names,
                        std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices,
                        std::optional<StringDict> storage_options,
-                       std::optional<std::string> cache_dir) {
-  const Wanted wanted{num_thread,
-                      use_direct_io,
-                      std::move(way),
-                      std::move(names),
-                      std::move(slices),
-                      {},
-                      {},
-                      {},
-                      {std::move(storage_options), std::move(cache_dir)}};
+                       std::optional<std::string> cache_dir, bool restore_aliases,
+                       bool skip_unknown) {
+  const Wanted wanted{
+      .num_thread = num_thread,
+      .use_direct_io = use_direct_io,
+      .way = std::move(way),
+      .names = std::move(names),
+      .slices = std::move(slices),
+      .store = {std::move(storage_options), std::move(cache_dir)},
+      .restore_aliases = restore_aliases,
+      .skip_unknown = skip_unknown,
+  };
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets none(/*use_pinmem=*/false, /*one_allocation=*/false);
   return std::string(calling([&] { return explain(path(file), request, none); }));
 }
 
-void save_op(const TensorDict& state_dict, const std::string& file,
-             const std::optional<StringDict>& metadata, bool force_contiguous,
-             bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
-             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable,
-             bool overwrite, const std::optional<StringDict>& storage_options) {
+void save_as_called(const TensorDict& state_dict, const std::string& file,
+                    const std::optional<StringDict>& metadata, bool force_contiguous,
+                    bool force_save_shared_tensor, bool force_clone_shared_tensor,
+                    std::int64_t num_thread, const std::optional<at::Tensor>& progress,
+                    const MaybeHelper& helper, bool durable, bool overwrite,
+                    const std::optional<StringDict>& storage_options,
+                    const std::optional<TicketPtr>& called) {
+  const TicketPtr ticket = called.has_value() ? *called : c10::make_intrusive<Ticket>();
   StateDict tensors;
   for (const auto& entry : state_dict) {
     const at::Tensor tensor = entry.value();
@@ -272,13 +332,51 @@ void save_op(const TensorDict& state_dict, const std::string& file,
   }
   std::int64_t* const watched = counters(progress);
   const HelperPtr lender = helper_or_own(helper);
-  calling([&] { save(tensors, path(file), request, lender->buffers(), watched); });
+  calling(
+      [&] { save(tensors, path(file), request, ticket->ticket(), lender->buffers(), watched); });
+}
+
+void save_op(const TensorDict& state_dict, const std::string& file,
+             const std::optional<StringDict>& metadata, bool force_contiguous,
+             bool force_save_shared_tensor, bool force_clone_shared_tensor, std::int64_t num_thread,
+             const std::optional<at::Tensor>& progress, const MaybeHelper& helper, bool durable,
+             bool overwrite, const std::optional<StringDict>& storage_options) {
+  save_as_called(state_dict, file, metadata, force_contiguous, force_save_shared_tensor,
+                 force_clone_shared_tensor, num_thread, progress, helper, durable, overwrite,
+                 storage_options, /*called=*/std::nullopt);
+  for (const rust::String& note : take_notes()) {
+    TORCH_WARN(std::string(note));
+  }
 }
 
 void send_op(const std::string& from, const std::string& file, bool overwrite,
-             const std::optional<StringDict>& storage_options) {
+             const std::optional<StringDict>& storage_options,
+             const std::optional<TicketPtr>& called) {
   const StorageOptions storage = Store{storage_options, {}}.told();
-  calling([&] { send(path(from), path(file), overwrite, storage); });
+  const TicketPtr ticket = called.has_value() ? *called : c10::make_intrusive<Ticket>();
+  calling([&] { send(path(from), path(file), overwrite, storage, ticket->ticket()); });
+}
+
+FilePtr create_file_op(const std::string& file, bool overwrite) {
+  return c10::make_intrusive<File>(calling([&] { return create_file(path(file), overwrite); }));
+}
+
+std::int64_t descriptor_op(const FilePtr& file) { return file->sink().descriptor(); }
+
+void abort_file_op(const FilePtr& file) { file->sink().abort(); }
+
+void commit_file_op(const FilePtr& file) {
+  calling([&] { commit_file(file->sink()); });
+}
+
+TicketPtr ticket_op() { return c10::make_intrusive<Ticket>(); }
+
+std::vector<std::string> take_notes_op() {
+  std::vector<std::string> notes;
+  for (const rust::String& note : take_notes()) {
+    notes.emplace_back(note);
+  }
+  return notes;
 }
 
 HelperPtr init_io_helper_op(std::int64_t nbytes) { return c10::make_intrusive<IOHelper>(nbytes); }
@@ -298,16 +396,15 @@ std::int64_t byte_len_op(const std::string& file, const std::optional<StringDict
   return calling([&] { return byte_len(path(file), storage); });
 }
 
-std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> take_failure_op() {
-  const Failure failure = take_failure();
+std::tuple<std::string, std::int64_t, std::optional<std::string>, std::string> take_failure_op(
+    const std::string& text) {
+  const Failure failure = take_failure(text);
   std::optional<std::string> tensor;
   if (failure.has_tensor) {
     tensor = std::string(failure.tensor);
   }
   return {std::string(failure.kind), failure.errno_, tensor, std::string(failure.reason)};
 }
-
-void ask_for_interrupts_op(std::int64_t address) { ask_for_interrupts(address); }
 
 void provoke_panic_op(const std::string& text) {
   calling([&] { provoke_panic(text); });
@@ -329,6 +426,9 @@ TORCH_LIBRARY(veturboio, m) {
       .def_pickle([](const HelperPtr& helper) { return helper->capacity(); },
                   [](std::int64_t capacity) { return c10::make_intrusive<IOHelper>(capacity); });
 
+  m.class_<Ticket>("SaveTicket");
+  m.class_<File>("FileSink");
+
   // The same for C++ programs, to which no class can be handed.
   define(m, "init_io_helper(int nbytes=268435456) -> __torch__.torch.classes.veturboio.IOHelper",
          &init_io_helper_op);
@@ -340,33 +440,49 @@ TORCH_LIBRARY(veturboio, m) {
   // tensors to be filled in place, and returned. `use_pinmem`: through page-locked memory, for a
   // device. `helper`: keeps the memory that a load needs beside its tensors. `way`: auto (or the
   // variable VETURBOIO_WAY), map, read, direct or uring. `names`: the tensors wanted. `slices`: of
-  // some tensors, dimension, start and stop for each cut; what is not wanted is not read.
+  // some tensors, dimension, start and stop for each cut; what is not wanted is not read. A stop of
+  // -2^63 takes the one element at start and drops the dimension; three numbers whose stop is
+  // -2^63 + 1 give the cut before a step, which stands in place of start.
   // `progress`: as for save. `devices`: devices by name, or by what names begin with up to a dot;
   // the longest decides, `map_location` for those that none names. `dtype`: what tensors of
   // floating point are converted to. `one_allocation`: one piece of memory for all tensors on a
   // device.
   // `progress`: as for save. `storage_options`: of a store that `file` is an address of, by the
   // names of its own tools' variables in lower case. `cache_dir`: keeps what is downloaded.
+  // `restore_aliases`: names that the metadata of a safetensors file has for a stored tensor come
+  // back as that tensor.
+  // `skip_unknown`: what a PyTorch file holds of unknown classes is left out, not refused.
   define(m,
          "load(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, Dict(str, Tensor)? state_dict=None, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
-         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> Dict(str, Tensor)",
+         "Dict(str, str)? storage_options=None, str? cache_dir=None, "
+         "bool restore_aliases=True, bool skip_unknown=False) -> Dict(str, Tensor)",
          &load_op);
 
-  // The same for Python, which builds the values of a PyTorch file as they were: its tensors, and
-  // the values that hold them as JSON. A safetensors file has neither, and a PyTorch file no names.
+  // The same for Python, which builds the values of a PyTorch file as they were: its tensors, the
+  // devices they were saved from as JSON, and a pickle of the values that can do nothing but build
+  // them (src/format/emit.rs). A safetensors file has none of these, and a PyTorch file no names.
   define(m,
          "_load_values(str file, *, Device? map_location=None, int num_thread=32, "
          "bool use_direct_io=False, bool use_pinmem=False, "
          "__torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None, "
          "Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False, "
-         "Dict(str, str)? storage_options=None, str? cache_dir=None) -> "
-         "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure)",
+         "Dict(str, str)? storage_options=None, str? cache_dir=None, str? version=None, "
+         "bool restore_aliases=True, bool skip_unknown=False) -> "
+         "(Dict(str, Tensor) state_dict, Tensor[] tensors, str structure, Tensor? values)",
          &load_values_op);
+
+  // The names of the tensors that a load would return, and which version of the file has them:
+  // given to `_load_values`, any other is refused with ESTALE.
+  define(m,
+         "_names(str file, *, int num_thread=32, str[]? names=None, Dict(str, int[])? slices=None, "
+         "Dict(str, str)? storage_options=None, str? cache_dir=None, bool restore_aliases=True, "
+         "bool skip_unknown=False) -> (str[] names, str version)",
+         &names_op);
 
   // Reads a file as it is into a uint8[length] CPU tensor, once it has been found well formed.
   define(m,
@@ -384,7 +500,7 @@ TORCH_LIBRARY(veturboio, m) {
   define(m,
          "explain(str file, *, int num_thread=32, bool use_direct_io=False, str? way=None, "
          "str[]? names=None, Dict(str, int[])? slices=None, Dict(str, str)? storage_options=None, "
-         "str? cache_dir=None) -> str",
+         "str? cache_dir=None, bool restore_aliases=True, bool skip_unknown=False) -> str",
          &explain_op);
 
   // Saves a state_dict as a safetensors file, which is replaced in one step. `progress`: an
@@ -399,24 +515,49 @@ TORCH_LIBRARY(veturboio, m) {
          "bool overwrite=True, Dict(str, str)? storage_options=None) -> ()",
          &save_op);
 
+  // The same for Python, which takes the ticket when it is called and saves later, and asks for
+  // what there is to tell.
+  define(m,
+         "_save(Dict(str, Tensor) state_dict, str file, *, Dict(str, str)? metadata=None, "
+         "bool force_contiguous=True, bool force_save_shared_tensor=False, "
+         "bool force_clone_shared_tensor=False, int num_thread=32, Tensor? progress=None, "
+         "__torch__.torch.classes.veturboio.IOHelper? helper=None, bool durable=True, "
+         "bool overwrite=True, Dict(str, str)? storage_options=None, "
+         "__torch__.torch.classes.veturboio.SaveTicket? ticket=None) -> ()",
+         &save_as_called);
+
   // Sends a file of this machine, as it is, to where an address says.
-  define(
-      m,
-      "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? storage_options=None) "
-      "-> ()",
-      &send_op);
+  define(m,
+         "_send(str source, str file, *, bool overwrite=True, Dict(str, str)? "
+         "storage_options=None, __torch__.torch.classes.veturboio.SaveTicket? ticket=None) -> ()",
+         &send_op);
+
+  // The time of a call: of two saves to one target, the one with the later ticket remains.
+  define(m, "_save_ticket() -> __torch__.torch.classes.veturboio.SaveTicket", &ticket_op);
+
+  // A file of this machine whose bytes Python writes through a descriptor. It takes its place when
+  // it is committed; aborted or dropped, it goes.
+  define(m,
+         "_create_file(str file, *, bool overwrite=True) -> "
+         "__torch__.torch.classes.veturboio.FileSink",
+         &create_file_op);
+  define(m, "_file_descriptor(__torch__.torch.classes.veturboio.FileSink file) -> int",
+         &descriptor_op);
+  define(m, "_abort_file(__torch__.torch.classes.veturboio.FileSink file) -> ()", &abort_file_op);
+  define(m, "_commit_file(__torch__.torch.classes.veturboio.FileSink file) -> ()", &commit_file_op);
+
+  // What the last save on this thread by an operator of Python's has to tell beside its success.
+  // Asking forgets.
+  define(m, "_take_notes() -> str[]", &take_notes_op);
 
   // The free-form strings that a safetensors file holds.
   define(m, "metadata(str file, *, Dict(str, str)? storage_options=None) -> Dict(str, str)",
          &metadata_op);
 
-  // What the last failed call on this thread failed on: kind, errno, tensor, reason. Python makes
-  // its exceptions from it. Asking forgets.
-  define(m, "_take_failure() -> (str kind, int errno, str? tensor, str reason)", &take_failure_op);
-
-  // Has a C function, `int (*)(void)`, asked on the main thread during loads and saves whether to
-  // stop. For Python's signals.
-  define(m, "_ask_for_interrupts(int address) -> ()", &ask_for_interrupts_op);
+  // What a call on this thread that failed with this text failed on: kind, errno, tensor, reason.
+  // Python makes its exceptions from it. Asking forgets.
+  define(m, "_take_failure(str text) -> (str kind, int errno, str? tensor, str reason)",
+         &take_failure_op);
 
   // Panics in the core. For the tests: a panic must arrive here as an error.
   define(m, "_provoke_panic(str text) -> ()", &provoke_panic_op);

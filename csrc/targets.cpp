@@ -43,6 +43,16 @@ at::Tensor host(const std::uint8_t* bytes, std::uint64_t len, at::ScalarType typ
   return at::from_blob(const_cast<std::uint8_t*>(bytes), {count}, at::TensorOptions(type));
 }
 
+// Where the bytes of parts end in their segment. Parts may overlap, where tensors share bytes of
+// the file, so the last one to begin need not be the last one to end.
+std::uint64_t end_of(const PartSpec* begin, const PartSpec* end) {
+  std::uint64_t last = 0;
+  for (const PartSpec* part = begin; part != end; ++part) {
+    last = std::max(last, part->at + part->len);
+  }
+  return last;
+}
+
 at::Tensor part_of(const at::Tensor& tensor, std::uint64_t begin, std::uint64_t len) {
   return tensor.narrow(0, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(len));
 }
@@ -160,7 +170,7 @@ std::unique_ptr<Copies> Targets::copy(rust::Slice<const std::uint8_t> segment,
       const Lane* const lane = targets_.at(part->target).lane;
       const PartSpec* const next = std::find_if(
           part, end, [&](const PartSpec& other) { return targets_.at(other.target).lane != lane; });
-      TORCH_INTERNAL_ASSERT(next[-1].at + next[-1].len <= segment.size());
+      TORCH_INTERNAL_ASSERT(end_of(part, next) <= segment.size());
       std::optional<c10::StreamGuard> guard;
       if (lane->is_async()) {
         guard.emplace(lane->stream());
@@ -216,9 +226,9 @@ void Targets::send_small(const Lane& lane, const std::uint8_t* segment, const Pa
                          const PartSpec* end) const {
   // Elements keep their alignment, which is that of the file.
   const std::uint64_t start = begin->at / kAlign * kAlign;
-  const std::uint64_t len = end[-1].at + end[-1].len - start;
-  const std::lock_guard<std::mutex> lock(lane.scratching());
-  const at::Tensor scratch = part_of(lane.scratch(), 0, len);
+  const std::uint64_t len = end_of(begin, end) - start;
+  const Scratch taken(lane);
+  const at::Tensor scratch = part_of(taken.bytes(), 0, len);
   scratch.copy_(host(segment + start, len, at::kByte), goes_on(lane));
   for (const PartSpec* part = begin; part != end; ++part) {
     const Target& target = targets_.at(part->target);
@@ -243,11 +253,11 @@ void Targets::send_converted(const Lane& lane, const std::uint8_t* bytes,
         .copy_(host(bytes, part.len, target.from));
     return;
   }
-  const std::lock_guard<std::mutex> lock(lane.scratching());
-  const auto room = static_cast<std::uint64_t>(lane.scratch().numel());
-  for (std::uint64_t done = 0; done < part.len; done += room) {
-    const std::uint64_t len = std::min(room, part.len - done);
-    const at::Tensor scratch = part_of(lane.scratch(), 0, len);
+  const Scratch taken(lane);
+  const auto size = static_cast<std::uint64_t>(taken.bytes().numel());
+  for (std::uint64_t done = 0; done < part.len; done += size) {
+    const std::uint64_t len = std::min(size, part.len - done);
+    const at::Tensor scratch = part_of(taken.bytes(), 0, len);
     scratch.copy_(host(bytes + done, len, at::kByte), goes_on(lane));
     part_of(target.typed, (part.to + done) / element, len / element)
         .copy_(scratch.view(target.from), /*non_blocking=*/true);

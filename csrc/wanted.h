@@ -25,7 +25,11 @@ struct Store {
   std::optional<std::string> cache_dir;
 
   StorageOptions told() const {
-    StorageOptions told{.pairs = {}, .cache_dir = cache_dir.value_or("")};
+    StorageOptions told{.pairs = {}, .cache_dir = {}};
+    // A path is bytes, whatever their encoding.
+    for (const char byte : cache_dir.value_or("")) {
+      told.cache_dir.push_back(static_cast<std::uint8_t>(byte));
+    }
     if (options.has_value()) {
       for (const auto& entry : *options) {
         told.pairs.push_back(Pair{entry.key(), entry.value()});
@@ -39,13 +43,17 @@ struct Store {
 struct Wanted {
   std::int64_t num_thread;
   bool use_direct_io;
-  std::optional<std::string> way;
-  std::optional<std::vector<std::string>> names;
-  std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices;
+  std::optional<std::string> way = {};
+  std::optional<std::vector<std::string>> names = {};
+  std::optional<c10::Dict<std::string, std::vector<std::int64_t>>> slices = {};
   std::optional<at::Device> map_location = {};
   std::optional<DeviceDict> devices = {};
   std::optional<at::ScalarType> dtype = {};
   Store store = {};
+  // The only version of the file that is wanted, if it is not any.
+  std::optional<std::string> version = {};
+  bool restore_aliases = true;
+  bool skip_unknown = false;
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
@@ -54,6 +62,7 @@ struct Wanted {
         .num_thread = num_thread,
         .header_only = is_meta(),
         .structured = structured,
+        .skip_unknown = skip_unknown,
         .use_direct_io = use_direct_io,
         .way = way.value_or(""),
         .some = names.has_value(),
@@ -64,6 +73,8 @@ struct Wanted {
         .converted = dtype.has_value(),
         .dtype = static_cast<std::int8_t>(dtype.value_or(at::kFloat)),
         .storage = store.told(),
+        .version = version.value_or(""),
+        .restore_aliases = restore_aliases,
     };
     if (map_location.has_value() && !is_meta()) {
       request.devices.push_back(rule("", *map_location));

@@ -12,10 +12,16 @@ mod format;
 use format::{
     archive::{is_pytorch, Archive},
     safetensors::{Header, LENGTH_BYTES},
+    steps::Steps,
     Unreadable,
 };
 use libfuzzer_sys::fuzz_target;
 use std::ops::Range;
+
+/// Steps that a reader may take for each byte of a file, and for any file at all: twice what it may
+/// copy for nothing, with what even the smallest may be named and hashed for.
+const STEPS_A_BYTE: u64 = 64;
+const FREE_STEPS: u64 = 8 << 20;
 
 fuzz_target!(|file: &[u8]| {
     if is_pytorch(file) {
@@ -47,6 +53,21 @@ fn read_header(file: &[u8]) {
 }
 
 fn read_archive(file: &[u8]) {
+    for skip_unknown in [false, true] {
+        let steps = Steps::new(&|| false);
+        read_archive_of(file, skip_unknown, &steps);
+        let inflated = inflated_len(file);
+        assert!(steps.done() <= FREE_STEPS + STEPS_A_BYTE * (file.len() as u64 + inflated));
+    }
+}
+
+/// Bytes that a pickle may have beyond those of the file, if it is deflated.
+fn inflated_len(file: &[u8]) -> u64 {
+    let is_deflated = file.windows(2).any(|method| method == [8, 0]);
+    if is_deflated { (64 << 20) + 64 * file.len() as u64 } else { 0 }
+}
+
+fn read_archive_of(file: &[u8], skip_unknown: bool, steps: &Steps<'_>) {
     let read = |ranges: &[Range<u64>]| {
         let bytes = ranges.iter().map(|range| {
             let bytes = file.get(range.start as usize..range.end as usize);
@@ -54,16 +75,17 @@ fn read_archive(file: &[u8]) {
         });
         Ok::<_, ()>(bytes.collect())
     };
-    let archive = match Archive::read(file.len() as u64, &read) {
+    let archive = match Archive::read(file.len() as u64, &read, skip_unknown, steps) {
         Ok(archive) => archive,
         Err(Unreadable::Malformed(_) | Unreadable::Unknown(_)) => return,
-        Err(Unreadable::Source(())) => unreachable!("the source never fails"),
+        Err(Unreadable::Source(()) | Unreadable::Stopped) => unreachable!("neither happens here"),
     };
     let checkpoint = &archive.checkpoint;
     assert_eq!(checkpoint.storages.len(), archive.storages.len());
     for (storage, range) in checkpoint.storages.iter().zip(&archive.storages) {
         assert_eq!(range.end - range.start, storage.byte_len);
-        assert!(range.end <= file.len() as u64);
+        let is_deflated = archive.deflated.iter().any(|&(at, _)| at == range.start);
+        assert!(is_deflated || range.end <= file.len() as u64);
     }
     for tensor in &checkpoint.tensors {
         let storage = &checkpoint.storages[tensor.storage];
@@ -79,6 +101,15 @@ fn read_archive(file: &[u8]) {
         let end = (i128::from(tensor.offset) + last + 1) * i128::from(tensor.dtype.item_size());
         assert!(tensor.offset >= 0 && end <= i128::from(storage.byte_len));
     }
-    let _ = checkpoint.names();
-    serde_json::from_str::<serde_json::Value>(&checkpoint.to_json()).expect("it is JSON");
+    let _ = checkpoint.names(steps);
+    serde_json::from_str::<serde_json::Value>(&checkpoint.locations()).expect("it is JSON");
+    if checkpoint.is_module() {
+        return;
+    }
+    let pickle = checkpoint.to_pickle(steps).expect("nobody stops it");
+    assert!(pickle.len() <= 64 + 32 * file.len() + inflated_len(file) as usize * 32);
+    // What is written can be read again, and imports and calls nothing.
+    let (read, len) = format::pickle::read(&pickle, steps).expect("it is a pickle");
+    assert_eq!(len, pickle.len());
+    assert_eq!(read.of(pickle).globals().count(), 0);
 }

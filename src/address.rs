@@ -92,20 +92,52 @@ const NO_OBJECT: &str = "an address names a bucket and an object, such as s3://b
 const NOT_HERE: &str = "a file:// address names an absolute path of this machine";
 
 /// The name as messages may show it: what follows `?` in an address of a web server may be a
-/// signature, and what precedes `@` a password.
+/// signature, and what precedes `@` a password. Where it is not clear which host is meant, neither
+/// is what a password is, and nothing is shown but the scheme.
 pub fn shown(path: &Path) -> Cow<'_, Path> {
     let bytes = path.as_os_str().as_bytes();
     match split(bytes) {
         Some((scheme @ (b"http" | b"https"), rest)) => {
-            let end = rest.iter().position(|&byte| byte == b'?' || byte == b'#');
-            let bare = &rest[..end.unwrap_or(rest.len())];
-            let host = bare.iter().position(|&byte| byte == b'/').unwrap_or(bare.len());
-            let user = bare[..host].iter().rposition(|&byte| byte == b'@').map_or(0, |at| at + 1);
-            let bytes = [scheme, b"://", &bare[user..]].concat();
-            Cow::Owned(PathBuf::from(OsStr::from_bytes(&bytes)))
+            let end = |bytes: &[u8], marks: &[u8]| {
+                bytes.iter().position(|byte| marks.contains(byte)).unwrap_or(bytes.len())
+            };
+            let bare = &rest[..end(rest, b"?#")];
+            let host = &bare[..end(bare, b"/\\")];
+            let user = host.iter().rposition(|&byte| byte == b'@').map_or(0, |at| at + 1);
+            let is_clear = is_host(&host[user..]);
+            let bare = if is_clear { &bare[user..] } else { b"***".as_slice() };
+            Cow::Owned(PathBuf::from(OsStr::from_bytes(&[scheme, b"://", bare].concat())))
         }
         _ => Cow::Borrowed(path),
     }
+}
+
+/// The same for a message, in one line of UTF-8: other bytes and control characters are escaped, as
+/// Python does it.
+pub fn printable(path: &Path) -> String {
+    let path = shown(path);
+    let mut text = String::with_capacity(path.as_os_str().len());
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                // A NUL would end the text for C++, and with it the reason.
+                '\0' => text.push_str("\\0"),
+                letter if letter.is_control() => text.extend(letter.escape_default()),
+                letter => text.push(letter),
+            }
+        }
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
+}
+
+/// Whether it is a host, perhaps with a port: what follows a colon is a number.
+fn is_host(host: &[u8]) -> bool {
+    let address = host.iter().rposition(|&byte| byte == b']').map_or(0, |at| at + 1);
+    let mut parts = host[address..].split(|&byte| byte == b':');
+    let is_named = parts.next().is_some_and(|name| address > 0 || !name.is_empty());
+    let port = parts.next().unwrap_or_default();
+    is_named && port.iter().all(u8::is_ascii_digit) && parts.next().is_none()
 }
 
 const SCHEMES: [&[u8]; 9] =
@@ -166,6 +198,15 @@ mod tests {
     }
 
     #[test]
+    fn a_message_shows_every_byte_of_a_name() {
+        let printed = |bytes: &[u8]| printable(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(printed("a/é \\x".as_bytes()), "a/é \\x");
+        assert_eq!(printed(b"caf\xe9.pt"), "caf\\xe9.pt");
+        assert_eq!(printed(b"a\nb\x1b\0\xff"), "a\\nb\\u{1b}\\0\\xff");
+        assert_eq!(printed(b"https://u:p\xe9@host/a\xe9?b"), "https://host/a\\xe9");
+    }
+
+    #[test]
     fn an_address_names_a_store_and_an_object() {
         assert_eq!(at("s3://bucket/a b/c%20"), Some(Place::Cloud(Scheme::S3, "bucket/a b/c%20")));
         assert_eq!(at("az://c/k"), Some(Place::Cloud(Scheme::Az, "c/k")));
@@ -192,6 +233,10 @@ mod tests {
         let told = |text: &'static str| shown(Path::new(text)).display().to_string();
         assert_eq!(told("https://me:pass@host/a?Signature=x#y"), "https://host/a");
         assert_eq!(told("http://host/a@b"), "http://host/a@b");
+        assert_eq!(told("http://me:a@b@[::1]:80/a"), "http://[::1]:80/a");
+        for unclear in ["http://me:pa?ss@host/a", "http://me:pa#ss@host", "http://me:pa\\@host/"] {
+            assert_eq!(told(unclear), "http://***");
+        }
         assert_eq!(told("s3://bucket/a?b@c"), "s3://bucket/a?b@c");
         assert_eq!(told("/a?b@c"), "/a?b@c");
     }

@@ -5,32 +5,27 @@
 //! they are wanted. Each load or save has [`Buffers`] of its own unless the caller keeps some
 //! from one to the next, which saves the system from giving and taking the memory each time.
 
+mod ring;
+mod segment;
+
 use crate::{
-    error::DeviceFailed,
     plan::SEGMENT_LEN,
     targets::{HostMemory, Pending},
-    watch::Watch,
 };
-use memmap2::{Advice, MmapMut};
+pub use ring::Ring;
+use segment::{Memory, Pages, Segment};
 use std::{
     collections::VecDeque,
-    fmt, io,
+    io,
     ops::{Deref, DerefMut},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Condvar, Mutex, MutexGuard, PoisonError,
+    },
 };
 
 /// What callers keep at most unless they say otherwise, in bytes.
 pub const DEFAULT_CAPACITY: u64 = 256 << 20;
-
-/// How long somebody who waits for a buffer sleeps before he looks up.
-const PATIENCE: Duration = Duration::from_millis(50);
-
-/// How often a device is asked whether it is done before its word is given up on.
-const TRIES: usize = 3;
-
-/// The size of a huge page: 2 MiB on x86-64, and on aarch64 with pages of 4 KiB.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// Buffers of [`SEGMENT_LEN`] bytes that start at a page, those of ordinary memory at a huge one.
 #[derive(Debug)]
@@ -61,6 +56,10 @@ impl State {
         &mut self.counts[at].1
     }
 
+    fn counted(&self, kind: Option<i8>) -> u64 {
+        self.counts.iter().find(|(known, _)| *known == kind).map_or(0, |(_, count)| *count)
+    }
+
     fn total(&self) -> u64 {
         self.counts.iter().map(|(_, count)| count).sum()
     }
@@ -81,121 +80,6 @@ impl State {
             *self.count(segment.kind) -= 1;
         }
         gone
-    }
-}
-
-enum Memory {
-    Pages(Pages),
-    Host(Box<dyn HostMemory>),
-}
-
-/// Ordinary memory that begins at a huge page and consists of such, where the system has them: a disk is
-/// handed a few long pieces of memory instead of two thousand short ones.
-struct Pages {
-    map: MmapMut,
-    start: usize,
-}
-
-impl Pages {
-    fn new() -> io::Result<Self> {
-        let map = MmapMut::map_anon(SEGMENT_LEN as usize + HUGE_PAGE)?;
-        let start = map.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
-        // A system without huge pages does without.
-        let _ = map.advise_range(Advice::HugePage, start, SEGMENT_LEN as usize);
-        Ok(Self { map, start })
-    }
-}
-
-impl Deref for Pages {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map[self.start..][..SEGMENT_LEN as usize]
-    }
-}
-
-impl DerefMut for Pages {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map[self.start..][..SEGMENT_LEN as usize]
-    }
-}
-
-/// The memory of a buffer, and what a device may still be copying from it or to it.
-struct Segment {
-    kind: Option<i8>,
-    memory: Memory,
-    pending: Option<Box<dyn Pending>>,
-}
-
-impl fmt::Debug for Segment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Segment").field("kind", &self.kind).finish_non_exhaustive()
-    }
-}
-
-impl Segment {
-    /// Waits until no device needs the memory any more. If that fails, one may still.
-    fn wait(&mut self) -> io::Result<()> {
-        if let Some(pending) = &self.pending {
-            pending.wait().map_err(DeviceFailed)?;
-            self.pending = None;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Segment {
-    fn drop(&mut self) {
-        // What goes wrong is told by whoever waits for all; here no device may find its memory gone.
-        // One that fails every time it is asked copies nothing more.
-        let _ = (0..TRIES).any(|_| self.wait().is_ok());
-    }
-}
-
-/// Where a load takes buffers from that a device copies from.
-pub struct Ring<'a> {
-    pub buffers: &'a Buffers,
-    /// The kind of device whose host memory it is; ordinary memory if `None`.
-    pub kind: Option<i8>,
-    /// How many there are to be, at most.
-    pub limit: u64,
-    pub allocate: &'a (dyn Fn(u64) -> io::Result<Box<dyn HostMemory>> + Sync),
-}
-
-impl<'a> Ring<'a> {
-    /// Lends a buffer: the one that came back first, as soon as no device needs it any more. Of
-    /// page-locked memory, which is dear, a load gets as many as there are to be before any is lent
-    /// again, so that the next one needs no more, whatever its threads make of it.
-    ///
-    /// # Errors
-    /// There is no memory, a device failed, or the caller wants to stop.
-    pub fn lend(&self, watch: &Watch<'_>) -> io::Result<Buffer<'a>> {
-        let home = self.buffers;
-        let mut state = home.state();
-        loop {
-            let is_free = state.free.iter().any(|segment| segment.kind == self.kind);
-            if *state.count(self.kind) < self.limit && (self.kind.is_some() || !is_free) {
-                let gone = state.make_room(self.kind, home.capacity);
-                *state.count(self.kind) += 1;
-                drop(state);
-                drop(gone);
-                let made = home.make(self.kind, self.allocate)?;
-                return Ok(Buffer { segment: Some(made), home });
-            }
-            if let Some(mut segment) = state.take(self.kind) {
-                drop(state);
-                let waited = segment.wait();
-                let buffer = Buffer { segment: Some(segment), home };
-                return waited.map(|()| buffer);
-            }
-            state = home
-                .returned
-                .wait_timeout(state, PATIENCE)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            watch.look();
-            watch.check()?;
-        }
     }
 }
 
@@ -222,7 +106,7 @@ impl Buffers {
             drop(state);
             self.make(None, &|_| Err(io::ErrorKind::Unsupported.into()))?
         };
-        Ok(Buffer { segment: Some(segment), home: self })
+        Ok(Buffer { segment: Some(segment), home: self, held: None })
     }
 
     /// Makes a buffer that is counted already.
@@ -243,6 +127,28 @@ impl Buffers {
                 Err(error)
             }
         }
+    }
+
+    /// Keeps what came back, unless there is too much, and counts it out of the ring that had it.
+    fn take_back(&self, segment: Option<Segment>, ring: Option<&AtomicU64>) {
+        let mut state = self.state();
+        if state.closed || state.total() * SEGMENT_LEN > self.capacity {
+            drop(state);
+            let kind = segment.as_ref().map(|segment| segment.kind);
+            // It counts until it is gone, which a device may have to be waited for.
+            drop(segment);
+            state = self.state();
+            if let Some(kind) = kind {
+                *state.count(kind) -= 1;
+            }
+        } else {
+            state.free.extend(segment);
+        }
+        if let Some(held) = ring {
+            held.fetch_sub(1, Ordering::Relaxed);
+        }
+        drop(state);
+        self.returned.notify_all();
     }
 
     /// Bytes that are held, lent ones too.
@@ -315,6 +221,8 @@ impl Default for Buffers {
 pub struct Buffer<'a> {
     segment: Option<Segment>,
     home: &'a Buffers,
+    /// The count of the ring that acquired it.
+    held: Option<&'a AtomicU64>,
 }
 
 impl Buffer<'_> {
@@ -351,25 +259,13 @@ impl DerefMut for Buffer<'_> {
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        let Some(segment) = self.segment.take() else { return };
-        let mut state = self.home.state();
-        if state.closed || state.total() * SEGMENT_LEN > self.home.capacity {
-            let kind = segment.kind;
-            drop(state);
-            // It counts until it is gone, which a device may have to be waited for.
-            drop(segment);
-            *self.home.state().count(kind) -= 1;
-        } else {
-            state.free.push_back(segment);
-            drop(state);
-        }
-        self.home.returned.notify_all();
+        self.home.take_back(self.segment.take(), self.held);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{segment::HUGE_PAGE, *};
 
     #[test]
     fn a_buffer_that_came_back_is_lent_again() {

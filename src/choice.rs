@@ -91,7 +91,7 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         Choice { way, num_thread, segment_len, is_cached: holds(WHOLLY_CACHED), reason }
     };
     let is_cached = holds(if storage == Storage::Remote { WHOLLY_CACHED } else { CACHED });
-    let is_short = |share: u64| facts.available.is_some_and(|available| wanted > available / share);
+    let is_short = |needed: u64| facts.available.is_some_and(|available| needed > available);
     let held = match facts.cached {
         _ if storage == Storage::Memory => format!("{name} has it in memory"),
         Some(share) => format!("the page cache holds {:.0}% of it", share * 100.0),
@@ -104,11 +104,15 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         (None, Storage::Object) => (Way::Read, format!("each request to {name} takes its time")),
         (Some(way), _) => (way, format!("{} was asked for", way.name())),
         _ if is_cached => (Way::Map, held),
-        (None, Storage::Remote) if is_short(1) => {
+        // With what the buffers of the readers take beside it.
+        (None, Storage::Remote) if is_short(wanted.saturating_add(wanted / 8)) => {
             (Way::Map, format!("{held}, and it is more than there is memory"))
         }
         (None, Storage::Remote) => {
             (Way::Direct, format!("{held}, and each request to {name} takes its time"))
+        }
+        _ if facts.partial && is_short(wanted.saturating_mul(2)) => {
+            (Way::Map, format!("{held}, and memory is short: the cache can be taken back"))
         }
         _ if facts.partial => {
             (Way::Direct, format!("{held}, and reading ahead would bring in what is not wanted"))
@@ -118,7 +122,7 @@ pub fn choose(wish: Wish, facts: &Facts) -> Choice {
         _ if facts.again => {
             (Way::Map, format!("{held}, and it was read before: the cache shall keep it now"))
         }
-        _ if is_short(2) => {
+        _ if is_short(wanted.saturating_mul(2)) => {
             (Way::Map, format!("{held}, and memory is short: the cache can be taken back"))
         }
         _ => (Way::Direct, format!("{held}, and {name} is faster past it")),
@@ -199,6 +203,9 @@ mod tests {
         let part = Facts { partial: true, wanted: 1000, again: true, ..facts(EXT4, Some(0.4)) };
         assert_eq!(chosen(part), (Way::Direct, 4));
         assert_eq!(chosen(Facts { cached: None, ..part }), (Way::Direct, 4));
+        let short = Facts { available: Some(1999), ..part };
+        assert_eq!(chosen(short), (Way::Map, 2), "or the process may be killed for it");
+        assert_eq!(chosen(Facts { cached: None, ..short }), (Way::Map, 2));
     }
 
     #[test]
@@ -208,6 +215,7 @@ mod tests {
         assert_eq!(chosen(facts(0x6969, Some(0.0))), (Way::Direct, 32));
         assert_eq!(chosen(facts(0x6969, Some(0.9))), (Way::Direct, 32));
         let short = Facts { available: Some(1 << 30), ..facts(FUSE, Some(0.0)) };
+        assert_eq!(chosen(Facts { available: Some(short.wanted), ..short }).0, Way::Map);
         assert_eq!(chosen(short).0, Way::Map);
     }
 

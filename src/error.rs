@@ -82,6 +82,10 @@ impl Error {
         if is_stopped(&cause) {
             return Self::new(Kind::Interrupted, action, file, Stopped.into());
         }
+        let cause = match cause.downcast::<Damaged>() {
+            Ok(Damaged(malformed)) => return Self::format(file, malformed),
+            Err(cause) => cause,
+        };
         let cause = match cause.downcast::<DeviceFailed>() {
             Ok(DeviceFailed(failed)) => return Self::device(action, file, failed),
             Err(cause) => cause,
@@ -173,9 +177,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A NUL would end the text for C++, and with it the reason.
-        let file = self.file.display().to_string().replace('\0', "\\0");
-        write!(f, "{} {file}: ", self.action)?;
+        write!(f, "{} {}: ", self.action, address::printable(&self.file))?;
         if let Some(name) = &self.tensor {
             write!(f, "tensor {}: ", shown(name))?;
         }
@@ -239,6 +241,24 @@ impl std::error::Error for DeviceFailed {}
 impl From<DeviceFailed> for io::Error {
     fn from(failed: DeviceFailed) -> Self {
         Self::other(failed)
+    }
+}
+
+/// What is wrong with the bytes of a file, on its way through an `io::Error`.
+#[derive(Debug)]
+pub(crate) struct Damaged(pub Malformed);
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Damaged {}
+
+impl From<Damaged> for io::Error {
+    fn from(damaged: Damaged) -> Self {
+        Self::new(io::ErrorKind::InvalidData, damaged)
     }
 }
 

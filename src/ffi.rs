@@ -20,7 +20,8 @@ use crate::{
 use convert::{options, threads, Wanted};
 use failure::{border, failure_kind, take_failure};
 use helper::{agree, new_buffers};
-use interrupts::{ask_for_interrupts, asked, watch};
+use interrupts::{asked, watch};
+use saving::{create_file, keep_notes, new_save_ticket, take_notes, FileSink, SaveTicket};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
 mod convert;
@@ -28,6 +29,7 @@ mod devices;
 mod failure;
 mod helper;
 mod interrupts;
+mod saving;
 
 pub(crate) use bridge::Tensor;
 
@@ -37,6 +39,7 @@ pub(crate) mod bridge {
         num_thread: i64,
         header_only: bool,
         structured: bool,
+        skip_unknown: bool,
         use_direct_io: bool,
         /// A way by name; empty leaves the choice to the core.
         way: String,
@@ -52,6 +55,10 @@ pub(crate) mod bridge {
         converted: bool,
         dtype: i8,
         storage: StorageOptions,
+        /// What a file called its version when it was asked for names; empty for any.
+        version: String,
+        /// Whether names in the metadata of a safetensors file that stand for a stored tensor come back.
+        restore_aliases: bool,
     }
 
     /// The device of a name, or of all names that begin with it and a dot.
@@ -88,11 +95,12 @@ pub(crate) mod bridge {
     /// What the caller says of a store.
     struct StorageOptions {
         pairs: Vec<Pair>,
-        /// Where downloaded objects are kept; empty for nowhere.
-        cache_dir: String,
+        /// Where downloaded objects are kept, as the bytes of a path; empty for nowhere.
+        cache_dir: Vec<u8>,
     }
 
-    /// What is wanted of a tensor: dimension, start and stop of each cut.
+    /// What is wanted of a tensor: dimension, start and stop of each cut. A stop of -2^63 takes the one
+    /// element at start, and one of -2^63 + 1 has the step of the cut before in place of start.
     struct SliceSpec {
         name: String,
         cuts: Vec<i64>,
@@ -135,9 +143,21 @@ pub(crate) mod bridge {
         storages: Vec<StorageSpec>,
         tensors: Vec<TensorSpec>,
         names: Vec<Name>,
-        /// The values of a PyTorch file as JSON; empty for a safetensors file.
+        /// What is known of the values of a PyTorch file beside them, as JSON; empty for a safetensors
+        /// file.
         structure: String,
+        /// Tells whether another load finds the same file; empty unless the header alone was read.
+        version: String,
+        /// A pickle that builds the values of a PyTorch file, and can do nothing else.
+        values: Vec<u8>,
         region: Box<Region>,
+    }
+
+    /// What was not read into its tensors: their positions, and the tensors of the file for them, in
+    /// the same order.
+    struct Filled {
+        left: Vec<usize>,
+        loaded: Loaded,
     }
 
     /// A tensor to be saved, as torch has it.
@@ -173,7 +193,7 @@ pub(crate) mod bridge {
         storage: StorageOptions,
     }
 
-    /// The last failure of a thread: `kind` is empty if there was none.
+    /// A failure of a thread: `kind` is empty if there was none.
     struct Failure {
         kind: String,
         /// `errno` is a macro in C.
@@ -196,7 +216,7 @@ pub(crate) mod bridge {
             buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<Loaded>;
-        /// Fills tensors in place; returns the positions of those that are left to be copied.
+        /// Fills tensors in place; returns what is left to be copied, from the same version of the file.
         /// # Safety
         /// As [`load`].
         unsafe fn fill(
@@ -206,7 +226,7 @@ pub(crate) mod bridge {
             targets: &Targets,
             buffers: &Buffers,
             progress: *mut i64,
-        ) -> Result<Vec<usize>>;
+        ) -> Result<Filled>;
         /// Reads a well-formed file, as it is, into memory of its length.
         fn fill_bytes(
             file: &[u8],
@@ -226,12 +246,32 @@ pub(crate) mod bridge {
             tensors: &StateDict,
             file: &[u8],
             request: &SaveRequest,
+            ticket: &SaveTicket,
             buffers: &Buffers,
             progress: *mut i64,
         ) -> Result<()>;
 
         /// Sends a file of this machine to where `file` says.
-        fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> Result<()>;
+        fn send(
+            from: &[u8],
+            file: &[u8],
+            overwrite: bool,
+            storage: &StorageOptions,
+            ticket: &SaveTicket,
+        ) -> Result<()>;
+
+        /// The time of a call.
+        type SaveTicket;
+        fn new_save_ticket() -> Result<Box<SaveTicket>>;
+        /// What the last save on this thread has to tell beside its success. Asking forgets.
+        fn take_notes() -> Vec<String>;
+
+        /// A file of this machine whose bytes are written through a descriptor.
+        type FileSink;
+        fn create_file(file: &[u8], overwrite: bool) -> Result<Box<FileSink>>;
+        fn descriptor(self: &FileSink) -> i32;
+        fn abort(self: &FileSink);
+        fn commit_file(file: &FileSink) -> Result<()>;
 
         /// The memory of an IOHelper.
         type Buffers;
@@ -244,11 +284,8 @@ pub(crate) mod bridge {
         fn agree(buffers: &Buffers, file: &[u8], use_pinmem: bool) -> Result<()>;
 
         fn failure_kind() -> String;
-        fn take_failure() -> Failure;
+        fn take_failure(text: &str) -> Failure;
         fn provoke_panic(text: &str) -> Result<()>;
-        /// Has a function of C, `int (*)(void)`, asked on the main thread while it waits for a load
-        /// or save: anything but 0 stops that. 0 asks nobody.
-        fn ask_for_interrupts(address: i64);
     }
 
     unsafe extern "C++" {
@@ -320,7 +357,7 @@ pub(crate) mod bridge {
 
 use crate::{fill as filling, load as loading};
 use bridge::{
-    LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec, Targets,
+    Filled, LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec, Targets,
 };
 
 type Region = memory::Region;
@@ -348,12 +385,12 @@ unsafe fn fill(
     targets: &Targets,
     buffers: &Buffers,
     progress: *mut i64,
-) -> Result<Vec<usize>> {
+) -> Result<Filled> {
     // SAFETY: as this function's caller vouches.
     let watch = unsafe { watch(progress) };
     border("load", file, |path| {
         let request = Wanted::of(path, request)?;
-        filling::fill(path, &request.with(targets, buffers, &watch), tensors)
+        filling::fill(path, &request.with(targets, buffers, &watch), tensors).map(Filled::from)
     })
 }
 
@@ -402,6 +439,7 @@ unsafe fn save(
     tensors: &StateDict,
     file: &[u8],
     request: &SaveRequest,
+    ticket: &SaveTicket,
     buffers: &Buffers,
     progress: *mut i64,
 ) -> Result<()> {
@@ -417,16 +455,31 @@ unsafe fn save(
             .durable(request.durable)
             .overwrite(request.overwrite)
             .storage(options(&request.storage));
-        saving.write(tensors, path, buffers, &watch)
+        saving.write(tensors, path, buffers, &ticket.0, &watch)?;
+        keep_notes(&watch);
+        Ok(())
     })
 }
 
-fn send(from: &[u8], file: &[u8], overwrite: bool, storage: &StorageOptions) -> Result<()> {
-    let watch = Watch::new(None, asked());
+fn send(
+    from: &[u8],
+    file: &[u8],
+    overwrite: bool,
+    storage: &StorageOptions,
+    ticket: &SaveTicket,
+) -> Result<()> {
+    let (options, watch) = (options(storage), Watch::new(None, asked()));
     border("save", file, |path| {
         let from = Path::new(OsStr::from_bytes(from));
-        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options(storage), &watch)
+        let ticket = &ticket.0;
+        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options, ticket, &watch)?;
+        keep_notes(&watch);
+        Ok(())
     })
+}
+
+fn commit_file(file: &FileSink) -> Result<()> {
+    saving::commit_file(file, &Watch::new(None, asked()))
 }
 
 fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {

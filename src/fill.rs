@@ -3,15 +3,18 @@
 
 use crate::{
     choice::Choice,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
+    facts::is_begun,
     format::shown,
-    load::{self, chosen, describe, open, Described},
+    load::{self, chosen, describe, open, Described, Loaded},
+    memory::Region,
     pipeline,
     placement::{Parcel, Spread},
     plan::{self, Place, Plan},
+    select::{select, Selection},
     share,
     slice::Runs,
-    storage::Source,
+    storage::{inflated::Inflated, Source},
     tensors::{StateDict, Tensor},
     threads::Ready,
     ways::{Job, Piece},
@@ -23,10 +26,19 @@ use std::{
 
 const ACTION: &str = "load";
 
+/// What [`fill`] leaves to its caller.
+#[derive(Debug, Default)]
+pub(crate) struct Filled {
+    /// Positions of targets that are left to be copied.
+    pub left: Vec<usize>,
+    /// The file's tensors for them, in the same order.
+    pub loaded: Loaded,
+}
+
 /// Fills `targets` from `path`, each with the file's tensor of its name.
 ///
-/// Returns the positions of those that are left to be copied: they do not lie in host memory, or
-/// the file's tensor does not lie there in row-major order.
+/// What does not lie in host memory, or what the file does not have in row-major order, is left to be
+/// copied: the file's tensors for it are loaded beside the targets, from the same open file.
 ///
 /// # Errors
 /// Names that are missing on either side, and targets of another dtype, that are too small, not
@@ -35,14 +47,17 @@ pub(crate) fn fill(
     path: &Path,
     request: &load::Request<'_>,
     targets: &dyn StateDict,
-) -> Result<Vec<usize>> {
+) -> Result<Filled> {
     let file = open(path, request)?;
-    let Described { again, plan, names, .. } = described(&*file, request, false)?;
+    let mut described = described(&*file, request, false)?;
+    let inflated = Inflated::of(&*file, std::mem::take(&mut described.deflated));
+    let file = inflated.as_ref().map_or(&*file, |inflated| inflated as &dyn Source);
     let views = look_at(targets, path)?;
-    let pairs = matched(&plan, &names, &views, path)?;
+    let pairs = matched(&described, &views, targets, path)?;
+    let Described { again, plan, names, .. } = described;
     let twins = refuse_overlaps(&views, &pairs, path)?;
 
-    let choice = chosen(&*file, &plan, again, request);
+    let choice = chosen(file, &plan, again, request);
     let mut left = Vec::new();
     let mut pieces = Vec::new();
     let mut away = Spread::default();
@@ -75,21 +90,46 @@ pub(crate) fn fill(
             _ => left.push(target),
         }
     }
-    read(&*file, &choice, request, pieces, &away)?;
-    Ok(left)
+    let wanted = left.iter().map(|&target| views[target].name.clone()).collect();
+    let rest = rest(&plan, names, wanted, path)?;
+    let region = read(file, &choice, request, pieces, &away, &rest.0)?;
+    let loaded = load::loaded(Spread::of_one(rest.0, rest.1), None, region);
+    Ok(Filled { left, loaded })
+}
+
+/// Plans a load of the tensors `wanted`, in that order.
+fn rest(
+    plan: &Plan,
+    names: Vec<(String, usize)>,
+    wanted: Vec<String>,
+    path: &Path,
+) -> Result<(Plan, Vec<(String, usize)>)> {
+    if wanted.is_empty() {
+        return Ok(Default::default());
+    }
+    let selection = Selection { names: Some(wanted), ..Selection::default() };
+    select(plan, names, &selection).map_err(|refused| load::argument(path, refused))
 }
 
 /// Reads the file at `path` into `bytes`, as it is, once it has been found well formed.
+///
+/// A PyTorch file whose pickle imports an unknown name is well formed, and is read too: the reader
+/// of the bytes may know the name.
 pub(crate) fn fill_bytes(path: &Path, request: &load::Request<'_>, bytes: &mut [u8]) -> Result<()> {
     let file = open(path, request)?;
-    let Described { again, plan, .. } = described(&*file, request, true)?;
+    let begun = is_begun(&*file);
+    let (again, plan) = match described(&*file, request, true) {
+        Ok(Described { again, plan, .. }) => (again, plan),
+        Err(error) if error.kind() == Kind::Unsupported => (begun, Plan::of_bytes(file.len())),
+        Err(error) => return Err(error),
+    };
     if file.len() != bytes.len() as u64 {
         let reason = format!("file has {} bytes, and the memory {}", file.len(), bytes.len());
         return Err(Error::argument(ACTION, path, reason));
     }
     let choice = chosen(&*file, &plan, again, request);
     let pieces = Piece::cut(0, bytes, choice.segment_len).collect();
-    read(&*file, &choice, request, pieces, &Spread::default())
+    read(&*file, &choice, request, pieces, &Spread::default(), &Plan::default()).map(|_| ())
 }
 
 fn described(
@@ -97,31 +137,35 @@ fn described(
     request: &load::Request<'_>,
     structured: bool,
 ) -> Result<Described> {
-    describe(file, structured, false, request.wish.num_thread, request.watch)
+    describe(file, structured, false, request)
 }
 
 /// Reads into memory that is there already: past the page cache where a load would, and through it
-/// where a load would map. What is away is on devices.
+/// where a load would map. What is away is on devices. Returns memory with the `rest`, which comes
+/// first: where there is none for it, nothing is written.
 fn read(
     file: &dyn Source,
     choice: &Choice,
     request: &load::Request<'_>,
     pieces: Vec<Piece<'_>>,
     away: &Spread,
-) -> Result<()> {
+    rest: &Plan,
+) -> Result<Region> {
     let &load::Request { buffers, watch, .. } = request;
     let &Choice { way, num_thread, segment_len, is_cached, .. } = choice;
     let job =
         Job { file, ready: Ready::default(), num_thread, segment_len, is_cached, buffers, watch };
     let here: u64 = pieces.iter().map(|piece| piece.wanted as u64).sum();
-    watch.begin(here + away.byte_len());
-    way.read(&job, pieces).map_err(|error| load::failed(file, error))?;
+    watch.begin(here + away.byte_len() + rest.byte_len());
+    let failed = |error| load::failed(file, error);
+    let region = Region::of(&job, rest, way).map_err(failed)?;
+    way.read(&job, pieces).map_err(failed)?;
     if !away.parcels.is_empty() {
         pipeline::run(&job, way, &away.parcels, request.targets)
             .map_err(|refused| load::refused_by_device(file, away, refused))?;
     }
     watch.finish();
-    Ok(())
+    Ok(region)
 }
 
 fn failed(path: &Path, view: &Tensor, error: anyhow::Error) -> Error {
@@ -146,18 +190,29 @@ fn look_at(targets: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {
         .collect()
 }
 
-/// The file's tensor for each target, checked against it.
+/// The file's tensor for each target, checked against it. A tensor that has aliases may be wanted by
+/// any of its names.
 fn matched(
-    plan: &Plan,
-    names: &[(String, usize)],
+    described: &Described,
     views: &[Tensor],
+    targets: &dyn StateDict,
     path: &Path,
 ) -> Result<Vec<usize>> {
+    let Described { plan, names, .. } = described;
     let sources: HashMap<&str, usize> =
         names.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
-    let targets: HashMap<&str, &Tensor> =
-        views.iter().map(|view| (view.name.as_str(), view)).collect();
-    if let Some((name, _)) = names.iter().find(|(name, _)| !targets.contains_key(name.as_str())) {
+    let given: HashSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
+    let aliases = &names[names.len() - described.alias_count..];
+    let has_alias: HashSet<usize> = aliases.iter().map(|&(_, tensor)| tensor).collect();
+    let by_alias: HashSet<usize> = names
+        .iter()
+        .filter(|(name, tensor)| has_alias.contains(tensor) && given.contains(name.as_str()))
+        .map(|&(_, tensor)| tensor)
+        .collect();
+    let is_left_out = |(name, tensor): &&(String, usize)| {
+        !given.contains(name.as_str()) && !by_alias.contains(tensor)
+    };
+    if let Some((name, _)) = names.iter().find(is_left_out) {
         let reason = format!("the file's tensor {} is not in state_dict", shown(name));
         return Err(Error::argument(ACTION, path, reason));
     }
@@ -169,7 +224,11 @@ fn matched(
             .ok_or_else(|| refused("is in state_dict but not in the file".to_owned()))?;
         let tensor = &plan.tensors[source];
         if tensor.scalar_type != view.scalar_type {
-            return Err(refused("allocated tensor dtype not match".to_owned()));
+            let [file, given] =
+                [tensor.scalar_type, view.scalar_type].map(|dtype| targets.dtype_name(dtype));
+            return Err(refused(format!(
+                "allocated tensor dtype not match: the file has {file}, not {given}"
+            )));
         }
         let needed = byte_len(tensor, view);
         if needed > view.byte_len {

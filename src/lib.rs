@@ -26,6 +26,7 @@
 //! | `watch` | what a caller sees of a running load or save, and how he stops it |
 //! | `error` | what can go wrong, and the words for it |
 //! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
+//! | `limits` | what system, control groups and the process's own limits leave to be taken |
 //! | `processors` | how many processors this process may use |
 //! | `threads` | threads that live as long as one load or save |
 //! | `storage` | where bytes lie: files to read, files that become whole or not at all |
@@ -62,6 +63,7 @@ mod facts;
 mod ffi;
 mod fill;
 pub mod format;
+mod limits;
 mod load;
 mod memory;
 mod pipeline;
@@ -110,7 +112,10 @@ pub fn load(file: impl AsRef<Path>) -> Result<HashMap<String, tch::Tensor>> {
 /// Saves named tensors as a safetensors file.
 ///
 /// The bytes go to a temporary sibling that takes the file's place once it is whole and on the
-/// disk: whatever fails, the old file stays as it was.
+/// disk, with the mode, owner and attributes of the file that it replaces: whatever fails, the old
+/// file stays as it was. Only a file that can be written but not replaced, such as a mount point, is
+/// written in place once all bytes are on this machine. Of several saves of a process to one
+/// file the last one called remains.
 ///
 /// # Errors
 /// [`Kind::InvalidArgument`] for a tensor that the format cannot hold or tensors that share

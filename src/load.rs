@@ -5,14 +5,17 @@ use crate::{
     address,
     buffers::Buffers,
     choice::{choose, Choice, Wish, LARGE},
-    error::{Error, OutOfMemory, Result},
+    error::{Error, Kind, OutOfMemory, Result},
     facts::{facts, is_begun},
     format::{
         alias,
         archive::{is_pytorch, Archive},
         dtype::is_floating,
+        identify,
+        inflate::Deflated,
         safetensors::{Header, TensorInfo, LENGTH_BYTES},
-        Malformed, Unreadable,
+        steps::Steps,
+        Malformed, Refusal, Unreadable,
     },
     memory::Region,
     pipeline,
@@ -21,13 +24,13 @@ use crate::{
     processors::processors,
     scattered,
     select::{select, Selection},
-    storage::{self, Source, Storage, FIRST_OF_HEADER},
+    storage::{self, inflated::Inflated, Source, Storage, FIRST_OF_HEADER},
     targets::Targets,
     threads::{self, Ready},
-    watch::Watch,
+    watch::{Stopped, Watch},
     ways::{uring, Job, Way},
 };
-use std::{collections::HashMap, io, ops::Range, path::Path};
+use std::{io, ops::Range, path::Path};
 
 /// Upper bound of reader threads unless the caller says otherwise.
 pub const DEFAULT_NUM_THREAD: usize = 32;
@@ -37,6 +40,7 @@ const PREFIX_LEN: u64 = 64 << 10;
 
 /// What is to be loaded, and how.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)] // each is a parameter of its own
 pub(crate) struct Request<'a> {
     pub wish: Wish,
     pub selection: Selection,
@@ -44,6 +48,12 @@ pub(crate) struct Request<'a> {
     pub header_only: bool,
     /// Tells how the values of a PyTorch file are nested, instead of naming its tensors.
     pub structured: bool,
+    /// The only version of the file that is wanted, if it is not any.
+    pub version: Option<&'a str>,
+    /// Whether the names that the metadata of a safetensors file has for a stored tensor stand for it.
+    pub restore_aliases: bool,
+    /// Leaves out what a PyTorch file holds of unknown classes, instead of refusing it.
+    pub skip_unknown: bool,
     /// Where the tensors are wanted.
     pub placement: &'a Placement,
     /// Devices, if some are wanted there.
@@ -54,15 +64,26 @@ pub(crate) struct Request<'a> {
 }
 
 /// A loaded file: what its tensors are, and the memory they lie in.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Loaded {
     pub storages: Vec<Home>,
     pub tensors: Vec<Tensor>,
     /// Which tensor each name stands for; aliases stand for the same.
     pub names: Vec<(String, usize)>,
-    /// The values of a PyTorch file as JSON, if they were asked for.
-    pub structure: Option<String>,
+    /// The values of a PyTorch file, if they were asked for.
+    pub structure: Option<Structure>,
+    /// Which version of the file it is; empty unless the header alone was read.
+    pub version: String,
     pub region: Region,
+}
+
+/// What the values of a PyTorch file are.
+#[derive(Debug, Default)]
+pub(crate) struct Structure {
+    /// A pickle that builds them, and can do nothing else.
+    pub pickle: Vec<u8>,
+    /// The devices that the tensors were saved from, as JSON.
+    pub locations: String,
 }
 
 /// Reads and checks the header of a safetensors file; nothing else of the file is touched.
@@ -99,21 +120,45 @@ pub(crate) fn read_header_of(
     let options = storage::Options { first: FIRST_OF_HEADER, ..options.clone() };
     let file = storage::open(path, &options, watch)?;
     let again = is_begun(&*file);
-    let header = prefix_of(&*file, watch).and_then(|prefix| header_of(&*file, prefix, watch));
+    let header = prefix_of(&*file, watch).and_then(|prefix| {
+        if is_pytorch(&prefix) {
+            return Err(no_header(&*file, watch));
+        }
+        header_of(&*file, prefix, watch)
+    });
     forget_header(&*file, again);
     header
 }
 
+/// Why what begins like a PyTorch file has no header: it is one, or its own fault.
+fn no_header(file: &dyn Source, watch: &Watch<'_>) -> Error {
+    let reason = "file is one of PyTorch, and safetensors files alone have a header with metadata";
+    let asked = || {
+        watch.look();
+        watch.check().is_err()
+    };
+    match archive_of(file, 1, false, &Steps::new(&asked), watch) {
+        Err(error) if error.kind() != Kind::Unsupported => error,
+        _ => Error::format(file.name(), Malformed::new(reason)),
+    }
+}
+
 /// The header of a safetensors file, the first bytes of which are read already.
 fn header_of(source: &dyn Source, prefix: Vec<u8>, watch: &Watch<'_>) -> Result<Header> {
-    let refused = |malformed| Error::format(source.name(), malformed);
-    let mut bytes = prefix;
-    let end = LENGTH_BYTES + Header::json_len(&bytes, source.len()).map_err(refused)?;
-    let already = bytes.len() as u64;
+    let len = source.len();
+    let refused = |prefix: &[u8], malformed| {
+        Error::format(source.name(), identify::refusal(prefix, len, malformed))
+    };
+    let end = match Header::json_len(&prefix, len) {
+        Ok(json_len) => LENGTH_BYTES + json_len,
+        Err(malformed) => return Err(refused(&prefix, malformed)),
+    };
+    let (already, mut bytes) = (prefix.len() as u64, prefix);
     if already < end {
         bytes.extend(read(source, already..end, watch)?);
     }
-    Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], source.len()).map_err(refused)
+    Header::parse(&bytes[LENGTH_BYTES as usize..end as usize], len)
+        .map_err(|malformed| refused(&bytes, malformed))
 }
 
 /// What a file says of itself.
@@ -122,7 +167,11 @@ pub(crate) struct Described {
     pub again: bool,
     pub plan: Plan,
     pub names: Vec<(String, usize)>,
-    pub structure: Option<String>,
+    /// How many of the names, the last ones, are aliases of a safetensors file.
+    pub alias_count: usize,
+    pub structure: Option<Structure>,
+    /// What is deflated, by its offsets behind the end of the file.
+    pub deflated: Vec<(u64, Deflated)>,
 }
 
 /// Reads what `file` holds, without its tensors. Values that are `structured` need no names, and get
@@ -131,32 +180,48 @@ pub(crate) fn describe(
     file: &dyn Source,
     structured: bool,
     with_names: bool,
-    num_thread: usize,
-    watch: &Watch<'_>,
+    request: &Request<'_>,
 ) -> Result<Described> {
+    let &Request { skip_unknown, watch, .. } = request;
+    let num_thread = request.wish.num_thread;
     let refused = |malformed| Error::format(file.name(), malformed);
     let again = is_begun(file);
     let prefix = prefix_of(file, watch)?;
     if !is_pytorch(&prefix) {
         let header = header_of(file, prefix, watch)?;
         let plan = Plan::of_header(&header).map_err(refused)?;
-        let names = names_of(header);
-        return Ok(Described { again, plan, names, structure: None });
+        let (names, alias_count) = names_of(header, request.restore_aliases);
+        let (structure, deflated) = (None, Vec::new());
+        return Ok(Described { again, plan, names, alias_count, structure, deflated });
     }
-    let archive = archive_of(file, num_thread, watch)?;
-    let plan = Plan::of_archive(&archive);
-    let (names, structure) = if structured && !archive.checkpoint.is_module() {
-        let found = with_names.then(|| archive.checkpoint.names().unwrap_or_default());
-        (found.unwrap_or_default(), Some(archive.checkpoint.to_json()))
-    } else {
-        (archive.checkpoint.names().map_err(refused)?, None)
+    let asked = || {
+        watch.look();
+        watch.check().is_err()
     };
-    Ok(Described { again, plan, names, structure })
+    let steps = Steps::new(&asked);
+    let failed = |refusal: Refusal| unreadable(file, refusal.into());
+    let archive = archive_of(file, num_thread, skip_unknown, &steps, watch)?;
+    let plan = Plan::of_archive(&archive);
+    let Archive { checkpoint, deflated, .. } = archive;
+    let (names, structure) = if structured && !checkpoint.is_module() {
+        let names = match with_names.then(|| checkpoint.names(&steps)) {
+            None | Some(Err(Refusal::Malformed(_) | Refusal::Unknown(_))) => Vec::new(),
+            Some(names) => names.map_err(failed)?,
+        };
+        let pickle = checkpoint.to_pickle(&steps).map_err(failed)?;
+        (names, Some(Structure { pickle, locations: checkpoint.locations() }))
+    } else {
+        (checkpoint.names(&steps).map_err(failed)?, None)
+    };
+    Ok(Described { again, plan, names, alias_count: 0, structure, deflated })
 }
 
 /// Loads what is wanted of `path`.
 pub(crate) fn load(path: &Path, request: &Request<'_>) -> Result<Loaded> {
     let file = open(path, request)?;
+    if request.version.is_some_and(|version| version != file.version()) {
+        return Err(Error::errno_of("load", path, libc::ESTALE));
+    }
     let others = others(&*file, request);
     threads::with_ready(others, |ready| load_from(&*file, path, request, ready))
 }
@@ -179,35 +244,45 @@ fn load_from(
     request: &Request<'_>,
     ready: Ready<'_>,
 ) -> Result<Loaded> {
-    let Described { again, plan, names, structure } = wanted(file, path, request)?;
+    let Described { again, plan, names, structure, deflated, .. } = wanted(file, path, request)?;
     if request.header_only {
         forget_header(file, again);
         // No device but one: that of tensors without bytes.
         let placement = Placement { dtype: request.placement.dtype, ..Placement::default() };
         let spread = spread_out(path, plan, names, &placement, structure.is_some())?;
-        return Ok(loaded(spread, structure, Region::default()));
+        let version = file.version();
+        return Ok(Loaded { version, ..loaded(spread, structure, Region::default()) });
     }
+    let inflated = Inflated::of(file, deflated);
+    let file = inflated.as_ref().map_or(file, |inflated| inflated as &dyn Source);
     let choice = chosen(file, &plan, again, request);
-    let spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
-    let parcels = &spread.parcels;
-    let refused = |refused| refused_by_device(file, &spread, refused);
-    pipeline::allocate(parcels, request.targets).map_err(refused)?;
+    let mut spread = spread_out(path, plan, names, request.placement, structure.is_some())?;
+    pipeline::allocate(&spread.parcels, request.targets)
+        .map_err(|refused| refused_by_device(file, &spread, refused))?;
 
     let job = job(file, &choice, request, ready);
     request.watch.begin(spread.byte_len());
-    let region = Region::of(&job, &spread.stay, choice.way).map_err(|error| failed(file, error))?;
-    if !parcels.is_empty() {
-        pipeline::run(&job, choice.way, parcels, request.targets).map_err(refused)?;
+    let region = match Region::of(&job, &spread.stay, choice.way) {
+        // Addresses may be limited, and a part of a large file is given as many as the whole.
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && spread.gather() => {
+            Region::of(&job, &spread.stay, choice.way)
+        }
+        result => result,
+    };
+    let region = region.map_err(|error| failed(file, error))?;
+    if !spread.parcels.is_empty() {
+        pipeline::run(&job, choice.way, &spread.parcels, request.targets)
+            .map_err(|refused| refused_by_device(file, &spread, refused))?;
     }
     request.watch.finish();
     Ok(loaded(spread, structure, region))
 }
 
-fn loaded(spread: Spread, structure: Option<String>, region: Region) -> Loaded {
+pub(crate) fn loaded(spread: Spread, structure: Option<Structure>, region: Region) -> Loaded {
     let Spread { homes: storages, tensors, names, .. } = spread;
     // Whoever builds the values knows where each tensor belongs.
     let names = if structure.is_some() { Vec::new() } else { names };
-    Loaded { storages, tensors, names, structure, region }
+    Loaded { storages, tensors, names, structure, version: String::new(), region }
 }
 
 fn spread_out(
@@ -257,6 +332,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     let Described { again, plan, .. } = wanted(&*file, path, request)?;
     let Choice { way, num_thread, reason, .. } = chosen(&*file, &plan, again, request);
     let how = match way {
+        _ if file.is_sequential() => "read out of one answer",
         _ if file.file_system().storage == Storage::Object => "read by range",
         Way::Map => "mapped and populated",
         Way::Read => "read through the page cache",
@@ -268,7 +344,7 @@ pub(crate) fn explain(path: &Path, request: &Request<'_>) -> Result<String> {
     forget_header(&*file, again);
     Ok(format!(
         "{}: {way}, {bytes} bytes {how}, {num_thread} at a time, because {reason}",
-        address::shown(path).display(),
+        address::printable(path),
         way = way.name(),
     ))
 }
@@ -288,19 +364,19 @@ pub(crate) fn open(path: &Path, request: &Request<'_>) -> Result<Box<dyn Source>
 
 /// What `file` holds of what is wanted.
 fn wanted(file: &dyn Source, path: &Path, request: &Request<'_>) -> Result<Described> {
-    let &Request { wish, structured, placement, watch, .. } = request;
+    let &Request { structured, placement, .. } = request;
     let selection = &request.selection;
     if selection.is_everything() {
-        return describe(file, structured, !placement.is_plain(), wish.num_thread, watch);
+        return describe(file, structured, !placement.is_plain(), request);
     }
-    let Described { again, plan, names, .. } = describe(file, false, true, wish.num_thread, watch)?;
+    let Described { again, plan, names, deflated, .. } = describe(file, false, true, request)?;
     let (plan, names) =
         select(&plan, names, selection).map_err(|refused| argument(path, refused))?;
-    Ok(Described { again, plan, names, structure: None })
+    Ok(Described { again, plan, names, alias_count: 0, structure: None, deflated })
 }
 
 /// What was asked of a file that is well formed.
-fn argument(path: &Path, refused: Malformed) -> Error {
+pub(crate) fn argument(path: &Path, refused: Malformed) -> Error {
     let error = Error::argument("load", path, refused.reason);
     match refused.tensor {
         Some(name) => error.with_tensor(&name),
@@ -320,7 +396,13 @@ fn job<'a>(
 }
 
 pub(crate) fn chosen(file: &dyn Source, plan: &Plan, again: bool, request: &Request<'_>) -> Choice {
-    choose(request.wish, &facts(file, plan, again))
+    let facts = facts(file, plan, again);
+    if !file.is_sequential() {
+        return choose(request.wish, &facts);
+    }
+    let reason = "the server sends no ranges of one version".to_owned();
+    let wish = Wish { num_thread: 1, ..request.wish };
+    Choice { reason, ..choose(wish, &facts) }
 }
 
 /// Leaves the page cache as it was before the header was read.
@@ -347,25 +429,32 @@ fn read(source: &dyn Source, range: Range<u64>, watch: &Watch<'_>) -> Result<Vec
     }
 }
 
-fn archive_of(source: &dyn Source, num_thread: usize, watch: &Watch<'_>) -> Result<Archive> {
+fn archive_of(
+    source: &dyn Source,
+    num_thread: usize,
+    skip_unknown: bool,
+    steps: &Steps<'_>,
+    watch: &Watch<'_>,
+) -> Result<Archive> {
     let read = |ranges: &[Range<u64>]| scattered::read(source, ranges, num_thread, watch);
-    Archive::read(source.len(), &read).map_err(|refused| match refused {
-        Unreadable::Malformed(malformed) => Error::format(source.name(), malformed),
-        Unreadable::Unknown(name) => Error::unsupported(source.name(), &name),
-        Unreadable::Source(error) => error,
-    })
+    Archive::read(source.len(), &read, skip_unknown, steps)
+        .map_err(|refused| unreadable(source, refused))
 }
 
-/// The names of a safetensors file: its tensors in the order of the file, then the aliases.
-fn names_of(header: Header) -> Vec<(String, usize)> {
-    let aliases = alias::aliases(&header);
-    let mut names: Vec<(String, usize)> =
-        header.into_tensors().into_iter().map(TensorInfo::into_name).zip(0..).collect();
-    if !aliases.is_empty() {
-        let kept: HashMap<String, usize> = names.iter().cloned().collect();
-        names.extend(
-            aliases.into_iter().filter_map(|alias| Some((alias.name, *kept.get(&alias.kept)?))),
-        );
+fn unreadable(source: &dyn Source, refused: Unreadable<Error>) -> Error {
+    match refused {
+        Unreadable::Malformed(malformed) => Error::format(source.name(), malformed),
+        Unreadable::Unknown(name) => Error::unsupported(source.name(), &name),
+        Unreadable::Stopped => Error::io("read", source.name(), Stopped.into()),
+        Unreadable::Source(error) => error,
     }
-    names
+}
+
+/// The names of a safetensors file: its tensors in the order of the file, then the aliases. How many
+/// those are comes with them.
+fn names_of(header: Header, restore_aliases: bool) -> (Vec<(String, usize)>, usize) {
+    let aliases = if restore_aliases { alias::aliases(&header) } else { Vec::new() };
+    let alias_count = aliases.len();
+    let tensors = header.into_tensors().into_iter().map(TensorInfo::into_name).zip(0..);
+    (tensors.chain(aliases).collect(), alias_count)
 }

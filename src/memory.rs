@@ -79,13 +79,19 @@ fn copy(job: &Job<'_>, plan: &Plan, way: Way) -> io::Result<Option<MmapMut>> {
     let is_afar = job.file.file_system().storage == Storage::Object;
     let near = if is_afar { NEAR_AFAR } else { NEAR };
     for copy in &plan.copies {
-        for block in copy.from.blocks(SPAN, near) {
+        // What is inflated goes straight to its place, as a whole.
+        let is_whole = copy.from.start >= job.file.whole_from() && copy.from.loops.is_empty();
+        let span = if is_whole { u64::MAX } else { SPAN };
+        for block in copy.from.blocks(span, near) {
             let start = (copy.to + block.to.start - taken) as usize;
             let (_, after) = std::mem::take(&mut rest).split_at_mut(start);
             let (target, after) = after.split_at_mut((block.to.end - block.to.start) as usize);
             (rest, taken) = (after, copy.to + block.to.end);
             parts.push(Part { copy, block, target });
         }
+    }
+    if job.file.is_sequential() {
+        parts.sort_by_key(|part| part.block.from.start);
     }
     let direct = if matches!(way, Way::Direct | Way::Uring) { direct(job) } else { None };
     job.for_each(parts, |Part { copy, block, target }| {

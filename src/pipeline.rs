@@ -80,7 +80,11 @@ pub fn run(
     targets: &dyn Targets,
 ) -> Result<(), Failed> {
     let ran = targets.begin().map_err(Failed::Device).and_then(|()| {
-        carry(job, way, stages(parcels, stage_len(job, parcels)), targets)?;
+        let mut stages = stages(parcels, stage_len(job, parcels));
+        if job.file.is_sequential() {
+            stages.sort_by_key(|stage| stage.from.start);
+        }
+        carry(job, way, stages, targets)?;
         targets.finish().map_err(Failed::Device)
     });
     if ran.is_err() {
@@ -94,12 +98,7 @@ fn carry(job: &Job<'_>, way: Way, stages: Vec<Stage>, targets: &dyn Targets) -> 
     let kind = targets.pinned_kind().map_err(Failed::Device)?;
     let allocate =
         |len| targets.host_memory(len).map_err(|error| io::Error::from(DeviceFailed(error)));
-    let ring = Ring {
-        buffers: job.buffers,
-        kind,
-        limit: ring_len(job, kind, stages.len()),
-        allocate: &allocate,
-    };
+    let ring = Ring::new(job.buffers, kind, ring_len(job, kind, stages.len()), &allocate);
     job.for_each(stages, |stage| {
         let mut segment = ring.lend(job.watch)?;
         let at = fill(job, file.as_ref(), &stage, &mut segment)?;

@@ -10,6 +10,8 @@
 //! A storage that stays is placed as any other load would. A parcel is a storage that must be copied
 //! or converted on its way: for a device, or for host memory in another dtype.
 
+mod rules;
+
 use crate::{
     format::{
         dtype::{is_floating, scalar_size},
@@ -18,6 +20,7 @@ use crate::{
     plan::{Place, Plan, Storage, Tensor},
     slice::Runs,
 };
+use rules::Rules;
 use std::collections::HashMap;
 
 /// A device, by the numbers of `c10::DeviceType` and `c10::Device::index`.
@@ -60,20 +63,6 @@ impl Placement {
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.rules.is_empty() && self.dtype.is_none() && self.otherwise.is_some_and(Device::is_cpu)
-    }
-
-    /// The device for a tensor of this name.
-    fn device(&self, name: &str) -> Option<Device> {
-        let mut end = name.len();
-        loop {
-            if let Some(&device) = self.rules.get(&name[..end]) {
-                return Some(device);
-            }
-            match name[..end].rfind('.') {
-                Some(dot) => end = dot,
-                None => return self.rules.get("").copied().or(self.otherwise),
-            }
-        }
     }
 }
 
@@ -148,6 +137,24 @@ impl Spread {
         let homes = plan.storages.iter().copied().map(Home::Region).collect();
         Self { stay: plan, parcels: Vec::new(), homes, tensors, names }
     }
+
+    /// Has nothing stay at its offset in the file: each storage gets memory of its own, so that there
+    /// need be no addresses for what lies between them. Returns whether that takes fewer.
+    pub fn gather(&mut self) -> bool {
+        let end = self.stay.ranges.last().map_or(0, |last| last.end);
+        if end == 0 || self.stay.byte_len() > end / 2 {
+            return false;
+        }
+        self.stay.ranges.clear();
+        for home in &mut self.homes {
+            let Home::Region(storage) = home else { continue };
+            let Storage { place: Place::Mapped(start), byte_len: 1.. } = *storage else { continue };
+            let from = Runs::one(start..start + storage.byte_len);
+            let made = self.stay.place(from, u64::MAX, 1);
+            *storage = self.stay.storages[made];
+        }
+        true
+    }
 }
 
 /// Spreads what `plan` and `names` describe. With `in_order` the tensors keep their positions, and
@@ -162,7 +169,10 @@ pub fn spread(
     placement: &Placement,
     in_order: bool,
 ) -> Result<Spread, Malformed> {
-    let mut made = Making { plan, placement, spread: Spread::default(), storages: HashMap::new() };
+    let stay = Plan { inflated_from: plan.inflated_from, ..Plan::default() };
+    let spread = Spread { stay, ..Spread::default() };
+    let mut made = Making { plan, placement, spread, storages: HashMap::new() };
+    let rules = Rules::new(placement);
     if in_order {
         if names.is_empty() && !placement.rules.is_empty() && !plan.tensors.is_empty() {
             let reason = "its tensors have no names of their own that map_location could mean";
@@ -175,7 +185,7 @@ pub fn spread(
         for (tensor, name) in first.into_iter().enumerate() {
             // What has no name is nothing a rule could mean.
             let device = match name {
-                Some(name) => device_of(placement, name)?,
+                Some(name) => rules.named(name)?,
                 None => placement.otherwise.unwrap_or(Device::CPU),
             };
             made.tensor(tensor, device, name.unwrap_or_default())?;
@@ -184,7 +194,7 @@ pub fn spread(
     } else {
         let mut tensors = HashMap::new();
         for (name, tensor) in names {
-            let device = device_of(placement, &name)?;
+            let device = rules.named(&name)?;
             let index = match tensors.get(&(tensor, device)) {
                 Some(&index) => index,
                 None => made.tensor(tensor, device, &name)?,
@@ -195,12 +205,6 @@ pub fn spread(
     }
     made.spread.stay.put_ranges_in_order();
     Ok(made.spread)
-}
-
-fn device_of(placement: &Placement, name: &str) -> Result<Device, Malformed> {
-    placement
-        .device(name)
-        .ok_or_else(|| Malformed::tensor(name, "map_location names no device for it"))
 }
 
 struct Making<'a> {
@@ -318,14 +322,16 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_rule_decides_and_ends_at_a_dot() {
-        let placement = rules(&[("a", NEAR), ("a.x", FAR)], Some(Device::CPU));
-        assert_eq!(placement.device("a.w"), Some(NEAR));
-        assert_eq!(placement.device("a"), Some(NEAR));
-        assert_eq!(placement.device("a.x.w"), Some(FAR));
-        assert_eq!(placement.device("a.xy"), Some(NEAR));
-        assert_eq!(placement.device("ab"), Some(Device::CPU));
-        assert_eq!(rules(&[("a", NEAR)], None).device("b"), None);
+    fn what_is_gathered_needs_no_memory_for_what_lies_between() {
+        let mut near = Spread::of_one(plan(), names());
+        assert!(near.gather(), "a header longer than the tensors");
+        assert_eq!((near.stay.ranges.len(), near.stay.copies_len, near.byte_len()), (0, 192, 32));
+        let places = near.homes.iter().map(|home| match home {
+            Home::Region(storage) => storage.place,
+            Home::Parcel { .. } => panic!("nothing travels"),
+        });
+        assert_eq!(places.collect::<Vec<_>>(), [0, 64, 128].map(Place::Copied));
+        assert!(!near.gather(), "no more than once");
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct Plan {
     pub copies: Vec<Copy>,
     /// Bytes that the copies need together.
     pub copies_len: u64,
+    /// From which offset on nothing lies in the file as it is, and so nothing can be mapped: what is
+    /// deflated has offsets behind the file's end.
+    pub inflated_from: Option<u64>,
 }
 
 impl Plan {
@@ -123,10 +126,19 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Plans a read of a file of which only the length is known.
+    #[must_use]
+    pub fn of_bytes(len: u64) -> Self {
+        let mut plan = Self::default();
+        plan.place(Runs::one(0..len), 1, 1);
+        plan
+    }
+
     /// Plans a load of every tensor of a PyTorch file.
     #[must_use]
     pub fn of_archive(archive: &Archive) -> Self {
-        let mut plan = Self::default();
+        let inflated_from = archive.deflated.first().map(|&(at, _)| at);
+        let mut plan = Self { inflated_from, ..Self::default() };
         let mut aligns: Vec<u64> =
             archive.checkpoint.storages.iter().map(|storage| storage.dtype.item_size()).collect();
         for tensor in &archive.checkpoint.tensors {
@@ -159,7 +171,9 @@ impl Plan {
         let range = from.as_range().filter(|range| range.start.is_multiple_of(align));
         let place = match range {
             _ if byte_len == 0 => Place::Mapped(from.start),
-            Some(range) if swapped == 1 => {
+            Some(range)
+                if swapped == 1 && self.inflated_from.is_none_or(|from| range.end <= from) =>
+            {
                 self.bring_in(range);
                 Place::Mapped(from.start)
             }

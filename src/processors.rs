@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::limits;
 use std::{
     mem::MaybeUninit,
     sync::atomic::{AtomicU64, Ordering},
@@ -15,7 +16,11 @@ use std::{
 pub fn processors() -> usize {
     /// By how many processors the affinity allowed, and how many there were then.
     static LAST: AtomicU64 = AtomicU64::new(0);
-    let ask = || thread::available_parallelism().map_or(1, usize::from);
+    // The standard library looks for quotas in the usual places alone.
+    let ask = || {
+        let found = thread::available_parallelism().map_or(1, usize::from);
+        limits::quota().map_or(found, |quota| quota.min(found))
+    };
     let Some(allowed) = affinity() else { return ask() };
     let last = LAST.load(Ordering::Relaxed);
     if (last >> 32) as u32 == allowed {
@@ -54,6 +59,7 @@ mod tests {
             processors()
         };
         let all = thread::available_parallelism().unwrap().get();
+        let all = limits::quota().map_or(all, |quota| quota.min(all));
         // SAFETY: takes nothing; where it fails, no processor has that number, and nothing changes.
         let here = unsafe { libc::sched_getcpu() } as usize;
         assert_eq!(of_thread(None), all);

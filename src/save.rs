@@ -11,7 +11,7 @@ use crate::{
     },
     load::DEFAULT_NUM_THREAD,
     share::{self, View},
-    storage::{self, Creation},
+    storage::{self, order::Ticket, Creation},
     tensors::{StateDict, Tensor},
     watch::Watch,
     writer::{Item, Layout, Writer},
@@ -74,7 +74,8 @@ impl SaveOptions {
         Self::default()
     }
 
-    /// Free-form strings to keep in the file.
+    /// Free-form strings to keep in the file. `format` is set to `pt` unless they have a `format` of
+    /// their own; a file without any of them has no metadata.
     #[must_use]
     pub fn metadata<K: Into<String>, V: Into<String>>(
         mut self,
@@ -92,7 +93,8 @@ impl SaveOptions {
         self
     }
 
-    /// Stores tensors that are the very same view once, and the other names as aliases of it.
+    /// Stores tensors that are the very same view once, under the name that comes first, and the
+    /// other names as aliases of it.
     /// Tensors that overlap without being the same view are each stored in full.
     #[must_use]
     pub fn force_save_shared_tensor(mut self, yes: bool) -> Self {
@@ -146,12 +148,14 @@ impl SaveOptions {
         self
     }
 
-    /// Writes `tensors` to `path`; what must be gathered passes through `buffers`.
+    /// Writes `tensors` to `path`; what must be gathered passes through `buffers`. `ticket` is of
+    /// the time of the call.
     pub(crate) fn write(
         &self,
         tensors: &dyn StateDict,
         path: &Path,
         buffers: &Buffers,
+        ticket: &Ticket,
         watch: &Watch<'_>,
     ) -> Result<()> {
         if self.num_thread == 0 {
@@ -167,11 +171,12 @@ impl SaveOptions {
         }
         let views = self.describe(tensors, path)?;
         let aliases = self.aliases(&views, path)?;
-        let mut metadata = self.metadata.clone();
-        alias::record(&mut metadata, &aliases).map_err(|refused| refuse(path, refused))?;
         let left_out: HashSet<&str> = aliases.iter().map(|alias| alias.name.as_str()).collect();
         let written: Vec<usize> =
             (0..views.len()).filter(|&i| !left_out.contains(views[i].name.as_str())).collect();
+        let mut metadata = self.metadata.clone();
+        let stored = written.iter().map(|&i| views[i].name.as_str());
+        alias::record(&mut metadata, &aliases, stored).map_err(|refused| refuse(path, refused))?;
 
         let entries =
             written.iter().map(|&i| entry(tensors, &views[i], path)).collect::<Result<Vec<_>>>()?;
@@ -191,6 +196,9 @@ impl SaveOptions {
         let &Self { durable, overwrite, .. } = self;
         let creation = Creation { len: end, durable, overwrite };
         let sink = storage::create(path, creation, &self.storage, watch)?;
+        if ticket.is_overtaken(&sink.target()) {
+            return storage::overtaken(&*sink, path);
+        }
         let header = header.bytes;
         let file = Layout { tensors, views: &views, header: &header, items: &items };
         let writers = sink.writers(self.num_thread);
@@ -204,9 +212,9 @@ impl SaveOptions {
             None => Err(io::ErrorKind::Unsupported.into()),
         };
         let limit = buffers.room_for(kind, writers as u64);
-        let ring = Ring { buffers, kind, limit, allocate: &allocate };
+        let ring = Ring::new(buffers, kind, limit, &allocate);
         Writer { file, sink: &*sink, path, ring: &ring, watch }.write_all(writers)?;
-        sink.commit(watch)
+        storage::commit(sink, path, ticket, watch)
     }
 
     fn describe(&self, tensors: &dyn StateDict, path: &Path) -> Result<Vec<Tensor>> {
@@ -231,23 +239,26 @@ impl SaveOptions {
         Ok(views)
     }
 
-    /// The names to be left out of the file because another name has their tensor.
+    /// The names to be left out of the file because a name before them has their tensor, in the
+    /// order of `views`.
     fn aliases(&self, views: &[Tensor], path: &Path) -> Result<Vec<Alias>> {
         if self.force_save_shared_tensor && self.force_clone_shared_tensor {
             return Ok(Vec::new());
         }
         let extents: Vec<View<'_>> = views.iter().map(Tensor::view).collect();
-        let mut aliases = Vec::new();
+        let mut twins = Vec::new();
         for group in share::overlapping(&extents) {
             if !self.force_save_shared_tensor {
                 return Err(Error::argument("save", path, shared(&extents, &group)));
             }
-            for (index, kept) in share::duplicates(&extents, &group) {
-                let (name, kept) = (views[index].name.clone(), views[kept].name.clone());
-                aliases.push(Alias { name, kept });
-            }
+            twins.extend(share::duplicates(&extents, &group));
         }
-        Ok(aliases)
+        twins.sort_unstable();
+        let name = |index: usize| views[index].name.clone();
+        let aliases = twins.into_iter().map(|(twin, kept)| (name(twin), name(kept)));
+        // Metadata has another use for that key: such a tensor is stored in full.
+        let aliases = aliases.filter(|(name, _)| name != alias::FORMAT);
+        Ok(aliases.map(|(name, kept)| Alias { name, kept }).collect())
     }
 }
 
@@ -281,7 +292,9 @@ fn entry<'a>(tensors: &dyn StateDict, view: &'a Tensor, path: &Path) -> Result<E
 }
 
 fn shared(views: &[View<'_>], group: &[usize]) -> String {
-    let listed: Vec<_> = group.iter().take(MAX_LISTED).map(|&i| shown(views[i].name)).collect();
+    let mut names: Vec<_> = group.iter().map(|&i| views[i].name).collect();
+    names.sort_unstable();
+    let listed: Vec<_> = names.into_iter().take(MAX_LISTED).map(shown).collect();
     let more = match group.len().saturating_sub(MAX_LISTED) {
         0 => String::new(),
         more => format!(" and {more} more"),

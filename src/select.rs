@@ -40,7 +40,8 @@ pub fn select(
     for (_, source) in &wanted {
         *uses.entry(plan.tensors[*source].storage).or_default() += 1;
     }
-    let mut part = Part { plan, made: Plan::default(), storages: HashMap::new(), uses };
+    let made = Plan { inflated_from: plan.inflated_from, ..Plan::default() };
+    let mut part = Part { plan, made, storages: HashMap::new(), uses };
     let mut whole: HashMap<usize, usize> = HashMap::new();
     let mut selected = Vec::with_capacity(wanted.len());
     for (name, source) in wanted {
@@ -111,11 +112,16 @@ impl Part<'_> {
             // Its bytes do not lie together anyway: a view of the whole, to be copied.
             let mut view = Tensor { settle: true, ..tensor.clone() };
             let strides = tensor.strides.as_deref().unwrap_or_default();
-            for (dim, range) in resolve(&tensor.shape, cuts)?.into_iter().enumerate() {
+            let (mut shape, mut kept) = (Vec::new(), Vec::new());
+            for (axis, &stride) in resolve(&tensor.shape, cuts)?.iter().zip(strides) {
                 // Of no element is asked where it lies.
-                view.offset = view.offset.wrapping_add(range.start.wrapping_mul(strides[dim]));
-                view.shape[dim] = range.end - range.start;
+                view.offset = view.offset.wrapping_add(axis.start.wrapping_mul(stride));
+                if !axis.is_dropped {
+                    shape.push(axis.count);
+                    kept.push(stride.wrapping_mul(axis.step));
+                }
             }
+            (view.shape, view.strides) = (shape, Some(kept));
             view.storage = self.storage(tensor.storage, item);
             return Ok(self.push(view));
         }

@@ -11,13 +11,37 @@
 
 use std::{collections::HashSet, ops::Range};
 
-/// What is wanted of a dimension, as Python's `start:stop` has it: negative numbers count from the
-/// end, and what reaches over the ends is cut off.
+/// What is wanted of a dimension. Negative numbers count from the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     pub dim: i64,
+    pub part: Part,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// As Python's `start:stop:step` has it, with a positive step: what reaches over the ends is cut
+    /// off.
+    Range { start: i64, stop: i64, step: i64 },
+    /// One element, whose dimension the result does not have.
+    Index(i64),
+}
+
+/// What is left of a dimension of `size` elements: `count` of them, `step` apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Axis {
     pub start: i64,
-    pub stop: i64,
+    pub count: i64,
+    pub step: i64,
+    pub size: i64,
+    /// Whether the result does not have the dimension.
+    pub is_dropped: bool,
+}
+
+impl Axis {
+    fn is_whole(&self) -> bool {
+        self.count == self.size
+    }
 }
 
 /// Equal runs of bytes of a file.
@@ -73,6 +97,13 @@ impl Runs {
         offset
     }
 
+    /// The bytes of the file from the first run to the end of the last.
+    #[must_use]
+    pub fn span(&self) -> Range<u64> {
+        let last = self.count().saturating_sub(1);
+        self.start..self.offset(last) + self.len
+    }
+
     /// Offset in the file of a byte of the result, and how many follow in its run.
     #[must_use]
     pub fn find(&self, at: u64) -> (u64, u64) {
@@ -113,32 +144,32 @@ impl Runs {
 /// row-major order. Returns its bytes and the shape of the slice.
 ///
 /// # Errors
-/// A dimension that the tensor does not have.
+/// As [`resolve`].
 pub fn slice(
     start: u64,
     item: u64,
     shape: &[i64],
     cuts: &[Cut],
 ) -> Result<(Runs, Vec<i64>), String> {
-    let ranges = resolve(shape, cuts)?;
-    let sliced: Vec<i64> = ranges.iter().map(|range| range.end - range.start).collect();
+    let axes = resolve(shape, cuts)?;
+    let sliced = axes.iter().filter(|axis| !axis.is_dropped).map(|axis| axis.count).collect();
     let mut runs = Runs { start, len: item, loops: Vec::new() };
-    if sliced.contains(&0) {
+    if axes.iter().any(|axis| axis.count == 0) {
         return Ok((Runs { len: 0, ..runs }, sliced));
     }
     // From the inside out: whole dimensions make the run longer until one is cut.
-    let mut step = item;
+    let mut stride = item;
     let mut whole = true;
-    for (range, &size) in ranges.iter().zip(shape).rev() {
-        let (begin, count) = (range.start as u64, (range.end - range.start) as u64);
-        runs.start += begin * step;
-        if whole {
-            runs.len = count * step;
+    for axis in axes.iter().rev() {
+        let (begin, count, step) = (axis.start as u64, axis.count as u64, axis.step as u64);
+        runs.start += begin * stride;
+        if whole && step == 1 {
+            runs.len = count * stride;
         } else if count > 1 {
-            runs.loops.insert(0, (count, step));
+            runs.loops.insert(0, (count, step * stride));
         }
-        whole &= count == size as u64;
-        step *= size as u64;
+        whole &= axis.is_whole();
+        stride *= axis.size as u64;
     }
     Ok((runs, sliced))
 }
@@ -146,26 +177,49 @@ pub fn slice(
 /// What `cuts` leave of each dimension.
 ///
 /// # Errors
-/// A dimension that the tensor does not have, or that is cut twice.
-pub fn resolve(shape: &[i64], cuts: &[Cut]) -> Result<Vec<Range<i64>>, String> {
-    let mut ranges: Vec<Range<i64>> = shape.iter().map(|&size| 0..size).collect();
+/// A dimension that the tensor does not have or that is cut twice, an index that is out of range, and a
+/// step that is not positive.
+pub fn resolve(shape: &[i64], cuts: &[Cut]) -> Result<Vec<Axis>, String> {
+    let whole = |&size| Axis { start: 0, count: size, step: 1, size, is_dropped: false };
+    let mut axes: Vec<Axis> = shape.iter().map(whole).collect();
     let mut seen = HashSet::new();
     for cut in cuts {
         let dims = shape.len() as i64;
         let dim = if cut.dim < 0 { cut.dim.saturating_add(dims) } else { cut.dim };
-        let range = usize::try_from(dim)
+        let found = usize::try_from(dim)
             .ok()
-            .and_then(|dim| ranges.get_mut(dim))
+            .and_then(|dim| axes.get_mut(dim))
             .ok_or_else(|| format!("has {dims} dimensions, and none of number {}", cut.dim))?;
         if !seen.insert(dim) {
             return Err(format!("dimension {dim} of {dims} is cut twice"));
         }
-        let size = range.end;
-        let from_end = |at: i64| if at < 0 { at.saturating_add(size) } else { at }.clamp(0, size);
-        let (start, stop) = (from_end(cut.start), from_end(cut.stop));
-        *range = start..stop.max(start);
+        *found =
+            left(found.size, cut.part).map_err(|reason| format!("{reason} of dimension {dim}"))?;
     }
-    Ok(ranges)
+    Ok(axes)
+}
+
+/// What `part` leaves of a dimension of `size` elements.
+fn left(size: i64, part: Part) -> Result<Axis, String> {
+    let from_end = |at: i64| if at < 0 { at.saturating_add(size) } else { at };
+    match part {
+        Part::Index(index) => {
+            let start = from_end(index);
+            if !(0..size).contains(&start) {
+                return Err(format!("index {index} is out of range for the {size} elements"));
+            }
+            Ok(Axis { start, count: 1, step: 1, size, is_dropped: true })
+        }
+        Part::Range { step, .. } if step < 1 => Err(format!("step {step} must be positive")),
+        Part::Range { start, stop, step } => {
+            let [start, end] = [start, stop].map(|at| from_end(at).clamp(0, size));
+            let span = (end - start).max(0);
+            let count = span / step + i64::from(span % step > 0);
+            // Of one element nobody asks where the next one is.
+            let apart = if count > 1 { step } else { 1 };
+            Ok(Axis { start, count, step: apart, size, is_dropped: false })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -174,7 +228,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn cut(dim: i64, start: i64, stop: i64) -> Cut {
-        Cut { dim, start, stop }
+        Cut { dim, part: Part::Range { start, stop, step: 1 } }
+    }
+
+    fn index(dim: i64, index: i64) -> Cut {
+        Cut { dim, part: Part::Index(index) }
     }
 
     #[test]
@@ -185,7 +243,10 @@ mod tests {
 
     #[test]
     fn numbers_count_as_in_python() {
-        let left = |start, stop| resolve(&[10], &[cut(-1, start, stop)]).unwrap()[0].clone();
+        let left = |start, stop| {
+            let axis = resolve(&[10], &[cut(-1, start, stop)]).unwrap()[0];
+            axis.start..axis.start + axis.count
+        };
         assert_eq!(left(-3, i64::MAX), 7..10);
         assert_eq!(left(i64::MIN, -9), 0..1);
         assert_eq!(left(8, 3), 8..8);
@@ -193,6 +254,30 @@ mod tests {
         assert!(resolve(&[], &[cut(-1, 0, 1)]).is_err());
         let twice = [cut(0, 0, 1), cut(-2, 0, 1)];
         assert!(resolve(&[4, 4], &twice).unwrap_err().contains("is cut twice"));
+    }
+
+    #[test]
+    fn one_element_takes_its_dimension_away() {
+        let (runs, shape) = slice(100, 2, &[8, 3, 5], &[index(0, -1)]).unwrap();
+        assert_eq!((runs.as_range(), shape), (Some(310..340), vec![3, 5]));
+        let (runs, shape) = slice(0, 1, &[4, 6], &[index(1, 2)]).unwrap();
+        assert_eq!((runs.loops, runs.start, shape), (vec![(4, 6)], 2, vec![4]));
+        for outside in [8, -9, i64::MIN, i64::MAX] {
+            let refused = resolve(&[8], &[index(0, outside)]).unwrap_err();
+            assert!(refused.contains(&format!("index {outside} is out of range")), "{refused}");
+        }
+        assert!(resolve(&[0], &[index(0, 0)]).is_err());
+    }
+
+    #[test]
+    fn a_step_is_positive_and_may_be_long() {
+        let stepped = |step| Cut { dim: 0, part: Part::Range { start: 1, stop: 9, step } };
+        let counts =
+            [1, 2, 3, 8, i64::MAX].map(|step| resolve(&[9], &[stepped(step)]).unwrap()[0].count);
+        assert_eq!(counts, [8, 4, 3, 1, 1]);
+        for wrong in [0, -1, i64::MIN] {
+            assert!(resolve(&[9], &[stepped(wrong)]).unwrap_err().contains("must be positive"));
+        }
     }
 
     #[test]
@@ -209,26 +294,36 @@ mod tests {
         #[test]
         fn a_slice_has_the_bytes_of_its_elements(
             shape in prop::collection::vec(0i64..5, 0..5),
-            cuts in prop::collection::vec((0i64..5, -6i64..7, -6i64..7), 0..4),
+            cuts in prop::collection::vec((0i64..5, -6i64..7, -6i64..7, 0i64..4), 0..4),
             item in 1u64..5,
             span in 1u64..40,
             gap in 0u64..20,
         ) {
-            let cuts: Vec<Cut> = cuts.into_iter().map(|(d, a, b)| cut(d, a, b)).collect();
+            let part = |start, stop, step| match step {
+                0 => Part::Index(start),
+                step => Part::Range { start, stop, step },
+            };
+            let cuts: Vec<Cut> = cuts
+                .into_iter()
+                .map(|(dim, start, stop, step)| Cut { dim, part: part(start, stop, step) })
+                .collect();
             let Ok((runs, sliced)) = slice(1000, item, &shape, &cuts) else { return Ok(()) };
-            let ranges = resolve(&shape, &cuts).unwrap();
+            let axes = resolve(&shape, &cuts).unwrap();
             let mut expected = Vec::new();
             let total: i64 = sliced.iter().product();
             for mut index in 0..total {
                 let mut element = 0;
                 let mut step = 1;
-                for (range, &size) in ranges.iter().zip(&shape).rev() {
-                    let count = range.end - range.start;
-                    element += (range.start + index % count) * step;
-                    index /= count;
-                    step *= size;
+                for axis in axes.iter().rev() {
+                    element += (axis.start + index % axis.count * axis.step) * step;
+                    index /= axis.count;
+                    step *= axis.size;
                 }
                 expected.extend((0..item).map(|byte| 1000 + element as u64 * item + byte));
+            }
+            if runs.len > 0 {
+                let last = expected.iter().max().map_or(0, |last| last + 1);
+                prop_assert_eq!(runs.span(), expected[0]..last);
             }
             let span = span * item;
             let mut found = vec![0; runs.byte_len() as usize];

@@ -11,8 +11,8 @@ use crate::{
     placement::{Device, Placement},
     save::SaveOptions,
     select::Selection,
-    slice::Cut,
-    storage::{self, FIRST_OF_HEADER},
+    slice::{Cut, Part},
+    storage::{self, order::Ticket, FIRST_OF_HEADER},
     watch::Watch,
     ways::Way,
 };
@@ -41,6 +41,7 @@ pub struct LoadOptions {
     way: Option<Way>,
     selection: Selection,
     placement: Placement,
+    restore_aliases: bool,
     storage: storage::Options,
 }
 
@@ -51,6 +52,7 @@ impl Default for LoadOptions {
             way: None,
             selection: Selection::default(),
             placement: Placement::default(),
+            restore_aliases: true,
             storage: storage::Options::default(),
         }
     }
@@ -126,7 +128,8 @@ impl LoadOptions {
     /// ```
     #[must_use]
     pub fn slice(mut self, name: impl Into<String>, dim: i64, range: Range<i64>) -> Self {
-        let cut = Cut { dim, start: range.start, stop: range.end };
+        let part = Part::Range { start: range.start, stop: range.end, step: 1 };
+        let cut = Cut { dim, part };
         self.selection.slices.entry(name.into()).or_default().push(cut);
         self
     }
@@ -178,6 +181,28 @@ impl LoadOptions {
         self
     }
 
+    /// Whether the names that a safetensors file keeps in its metadata for a tensor that is stored
+    /// under another name, as tied weights are, come back as that tensor (the default).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), veturboio::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("model.safetensors");
+    /// # let weight = tch::Tensor::from_slice(&[1f32, 2.0]);
+    /// let tied = [("embed", &weight), ("head", &weight)];
+    /// veturboio::SaveOptions::new().force_save_shared_tensor(true).save(tied, &path)?;
+    /// assert_eq!(veturboio::load(&path)?["head"], weight);
+    /// let stored = veturboio::LoadOptions::new().restore_aliases(false).load(&path)?;
+    /// assert!(!stored.contains_key("head"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn restore_aliases(mut self, yes: bool) -> Self {
+        self.restore_aliases = yes;
+        self
+    }
+
     /// Loads every tensor of `file`. See [`load`](crate::load).
     ///
     /// # Errors
@@ -224,6 +249,9 @@ impl LoadOptions {
             selection: self.selection.clone(),
             header_only: false,
             structured: false,
+            version: None,
+            restore_aliases: self.restore_aliases,
+            skip_unknown: false,
             placement: &self.placement,
             targets,
             storage: &self.storage,
@@ -247,6 +275,7 @@ impl SaveOptions {
         N: AsRef<str>,
         T: Borrow<tch::Tensor>,
     {
+        let ticket = Ticket::new();
         let mut state_dict = bridge::new_state_dict();
         for (name, tensor) in tensors {
             let pointer = tensor.borrow().as_ptr().cast::<Tensor>();
@@ -254,6 +283,7 @@ impl SaveOptions {
             // `push` copies the reference.
             unsafe { state_dict.pin_mut().push(name.as_ref(), pointer) };
         }
-        self.write(&*state_dict, file.as_ref(), &Buffers::default(), &Watch::default())
+        let watch = Watch::default();
+        self.write(&*state_dict, file.as_ref(), &Buffers::default(), &ticket, &watch)
     }
 }

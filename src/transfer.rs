@@ -3,7 +3,7 @@
 use crate::{
     error::{Error, Result},
     plan,
-    storage::{self, local::LocalFile, Creation, Source},
+    storage::{self, local::LocalFile, order::Ticket, Creation, Source},
     threads,
     watch::Watch,
     writer::{part_of, Ended},
@@ -20,12 +20,16 @@ pub fn send(
     num_thread: usize,
     overwrite: bool,
     options: &storage::Options,
+    ticket: &Ticket,
     watch: &Watch<'_>,
 ) -> Result<()> {
     let file = LocalFile::open(from)?;
     let creation = Creation { len: file.len(), durable: true, overwrite };
     watch.begin(creation.len);
     let sink = storage::create(to, creation, options, watch)?;
+    if ticket.is_overtaken(&sink.target()) {
+        return storage::overtaken(&*sink, to);
+    }
     let part_len = sink.part_len().unwrap_or(plan::SEGMENT_LEN);
     let parts = plan::segments(0..creation.len, part_len).collect();
     threads::for_each(sink.writers(num_thread), parts, watch, |part: Range<u64>| {
@@ -39,5 +43,5 @@ pub fn send(
         Ok(())
     })
     .map_err(|ended: Ended| ended.told(to))?;
-    sink.commit(watch)
+    storage::commit(sink, to, ticket, watch)
 }

@@ -1,10 +1,11 @@
 //! What the caller of a running load or save sees of it, and how he stops it.
 
 use std::{
+    cell::Cell,
     fmt,
     sync::{
         atomic::{AtomicBool, AtomicI64, Ordering},
-        Mutex,
+        Mutex, PoisonError,
     },
     thread::{self, ThreadId},
     time::{Duration, Instant},
@@ -12,6 +13,34 @@ use std::{
 
 /// How often the caller's thread looks whether it is wanted elsewhere.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// How many callers are being asked on this thread, each by the code that another one runs.
+    static ASKING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts a caller that is being asked.
+struct Asking;
+
+impl Asking {
+    fn begin() -> Self {
+        ASKING.set(ASKING.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKING.set(ASKING.get() - 1);
+    }
+}
+
+/// Whether this thread runs code of a caller that is being asked: what that load or save has is not
+/// released before this code ends.
+#[must_use]
+pub fn is_within_look() -> bool {
+    ASKING.get() > 0
+}
 
 /// The work was stopped because the caller asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +72,8 @@ pub struct Watch<'a> {
     stopped: AtomicBool,
     /// When that was asked.
     looked: Mutex<Option<Instant>>,
+    /// What the caller is to be told of work that succeeded.
+    notes: Mutex<Vec<String>>,
 }
 
 impl<'a> Watch<'a> {
@@ -60,10 +91,21 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Says that `bytes` more are moved.
+    /// Says that `bytes` more are moved. Ends of pages that come beside what is wanted count too, but
+    /// never to more than there is to be moved.
     pub fn add(&self, bytes: u64) {
+        if let Some([done, of]) = self.counters {
+            let (bytes, most) =
+                (i64::try_from(bytes).unwrap_or(i64::MAX), of.load(Ordering::Relaxed));
+            let more = |done: i64| Some(done.saturating_add(bytes).min(most));
+            let _ = done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        }
+    }
+
+    /// Says that `bytes` of those that counted as moved have to be moved after all.
+    pub fn take_back(&self, bytes: u64) {
         if let Some([done, _]) = self.counters {
-            done.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
+            done.fetch_sub(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
         }
     }
 
@@ -74,10 +116,27 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Tells the caller something that is no failure.
+    pub fn note(&self, words: impl FnOnce() -> String) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(words());
+    }
+
+    /// What was noted, in the order in which it was.
+    pub fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Asks whether to stop, on the caller's thread and nowhere else; now and then, since the answer
     /// may have to be waited for.
+    ///
+    /// Whoever is asked may run any code of the caller on this thread, another load or save with the
+    /// same memory among it: no lock may be held here, and nothing that such a load waits for.
     pub fn look(&self) {
         if self.interrupted.is_none() || self.caller != Some(thread::current().id()) {
+            return;
+        }
+        if self.stopped.load(Ordering::Relaxed) {
+            // What stopped it is on its way to the caller, who must not get another one in its place.
             return;
         }
         let Ok(mut looked) = self.looked.lock() else { return };
@@ -86,9 +145,11 @@ impl<'a> Watch<'a> {
         }
         *looked = Some(Instant::now());
         drop(looked);
+        let asking = Asking::begin();
         if self.interrupted.is_some_and(|interrupted| interrupted()) {
             self.stopped.store(true, Ordering::Relaxed);
         }
+        drop(asking);
     }
 
     /// # Errors

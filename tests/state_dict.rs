@@ -105,6 +105,11 @@ fn tied_tensors_are_refused_stored_once_or_stored_in_full() {
     assert!(fs::metadata(&path).unwrap().len() < 5000);
     let loaded = veturboio::load(&path).unwrap();
     assert_eq!(loaded["head"].data_ptr(), loaded["embed"].data_ptr());
+    let header = veturboio::read_header(&path).unwrap();
+    assert_eq!(header.tensors()[0].name(), "head", "the first is kept");
+    assert_eq!(header.metadata()["format"], "pt");
+    let stored = veturboio::LoadOptions::new().restore_aliases(false).load(&path).unwrap();
+    assert_eq!(stored.keys().collect::<Vec<_>>(), ["head"]);
 
     let clone = SaveOptions::new().force_clone_shared_tensor(true);
     let refused = clone.save(tied(), &path).unwrap_err();

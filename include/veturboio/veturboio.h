@@ -108,15 +108,18 @@ struct LoadOptions {
   std::optional<c10::Dict<std::string, std::string>> storage_options = std::nullopt;
   // Where downloaded objects are kept for the next load.
   std::optional<std::string> cache_dir = std::nullopt;
+  // Names that the metadata of a safetensors file has for a tensor that is stored under another
+  // name, as tied weights have, come back as that tensor. False: only the stored names.
+  bool restore_aliases = true;
 };
 
 struct SaveOptions {
-  // Strings to keep in the file beside the tensors.
+  // Strings to keep in the file beside the tensors. `format` is "pt" unless they have their own.
   std::optional<Metadata> metadata = std::nullopt;
   // Write tensors that are not contiguous as if they were. False: they are refused.
   bool force_contiguous = true;
-  // Allow tensors that share memory: one is written, the other names are noted in the metadata
-  // and are the same tensor again after a load. False: they are refused.
+  // Allow tensors that share memory: the first is written, the other names are noted in the
+  // metadata and are the same tensor again after a load. False: they are refused.
   bool force_save_shared_tensor = false;
   // With force_save_shared_tensor: write each name in full instead.
   bool force_clone_shared_tensor = false;
@@ -175,11 +178,11 @@ inline IOHelper::IOHelper(int64_t nbytes) {
 // directory"), and c10::ValueError if it is malformed ("read model.safetensors: ...").
 inline StateDict load(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::load");
-  auto stack = detail::call(op, file, options.map_location, options.num_thread,
-                            options.use_direct_io, options.state_dict, options.use_pinmem,
-                            detail::value(options.helper), options.way, options.names,
-                            options.slices, options.progress, options.devices, options.dtype,
-                            options.one_allocation, options.storage_options, options.cache_dir);
+  auto stack = detail::call(
+      op, file, options.map_location, options.num_thread, options.use_direct_io, options.state_dict,
+      options.use_pinmem, detail::value(options.helper), options.way, options.names, options.slices,
+      options.progress, options.devices, options.dtype, options.one_allocation,
+      options.storage_options, options.cache_dir, options.restore_aliases);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
 }
 
@@ -187,18 +190,20 @@ inline StateDict load(const std::string& file, const LoadOptions& options = {}) 
 // does.
 inline std::string explain(const std::string& file, const LoadOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::explain");
-  auto stack =
-      detail::call(op, file, options.num_thread, options.use_direct_io, options.way, options.names,
-                   options.slices, options.storage_options, options.cache_dir);
+  auto stack = detail::call(op, file, options.num_thread, options.use_direct_io, options.way,
+                            options.names, options.slices, options.storage_options,
+                            options.cache_dir, options.restore_aliases);
   return stack.at(0).toStringRef();
 }
 
 // Saves tensors to a safetensors file.
 //
 // The file is written beside its final place, synced and renamed: at any moment the path names
-// either the old file or the whole new one. The dictionary is not changed.
-// Throws c10::ValueError if safetensors cannot hold the tensors as asked, and c10::Error if the
-// operating system refuses.
+// either the old file or the whole new one, which has the mode, owner and attributes of the old
+// one. A file that can be written but not replaced, such as a mount point, is written in place
+// instead, and a warning of torch says so. Of several saves to one file the last one called
+// remains. The dictionary is not changed. Throws c10::ValueError if safetensors cannot hold the
+// tensors as asked, and c10::Error if the operating system refuses.
 inline void save(const StateDict& state_dict, const std::string& file,
                  const SaveOptions& options = {}) {
   static const c10::OperatorHandle op = detail::find_operator("veturboio::save");

@@ -12,10 +12,12 @@ from veturboio.io import explain, load, metadata, save_file
 from veturboio.model import load_model, save_model
 from veturboio.pt import save_pt
 from veturboio.shmem import load_to_shmem
+from veturboio.unknown import Unknown
 
 __all__ = [
     "ArgumentError",
     "FormatError",
+    "Unknown",
     "__version__",
     "cmake_prefix_path",
     "explain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from veturboio import _ops
-from veturboio.io import _is_address
+from veturboio._sources import is_local
 
 
 class Address:
@@ -59,6 +59,4 @@ Place = Path | Address
 
 def place(text: str) -> Place:
     """What a command's argument names."""
-    if _is_address(text) and not text.startswith("file://"):
-        return Address(text)
-    return Path(text)
+    return Path(text) if is_local(text) else Address(text)

@@ -1,117 +1,118 @@
 """Builds the values of a PyTorch file, as ``torch.load`` would give them.
 
-The core reads the pickle without running it and describes what it would have built: a node for
-each value, told by one letter and the ids of the nodes it holds. Two places that held one object
-hold one object again, and a list may hold itself.
-
-======  ==============================  ======  ==============================
-letter  value                           letter  value
-======  ==============================  ======  ==============================
-N       None                            d       dict, pairs
-b i f   bool, int, float                o       OrderedDict, pairs, attributes
-I       int over 64 bits, hexadecimal   S F     set, frozenset
-c       complex                         z       torch.Size
-s       str                             D V     torch.dtype, torch.device
-B A     bytes, bytearray, hexadecimal   T       tensor, by position
-l t     list, tuple                     P       Parameter over a node
-=       the very object of a node
-======  ==============================  ======  ==============================
+The core reads the file's pickle without running it, and writes another that can do nothing but
+build plain values: it imports nothing and calls nothing (``src/format/emit.rs`` says how).
+Python's own unpickler builds them, which is as fast as torch.load, and asks here for what has no
+instruction of its own: a tensor by its position, anything else by a letter and what it is made of.
+Two places that held one object hold one object again, and a list may hold itself.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
-from collections import OrderedDict
+import pickle
+import struct
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-_LEAVES: dict[str, Callable[..., Any]] = {
-    "N": lambda: None,
-    "b": lambda value: value,
-    "i": lambda value: value,
-    "f": float,
-    "I": lambda text: int.from_bytes(bytes.fromhex(text), "little", signed=True),
-    "c": lambda real, imaginary: complex(float(real), float(imaginary)),
-    "s": lambda text: text,
-    "B": bytes.fromhex,
-    "A": bytearray.fromhex,
-    "z": torch.Size,
-    "D": lambda name: getattr(torch, name),
-    "V": lambda kind, index: torch.device(kind) if index is None else torch.device(kind, index),
-}
-
-#: Containers that are made empty and filled once everything is made.
-_FILLED: dict[str, Callable[[], Any]] = {"l": list, "d": dict, "o": OrderedDict, "S": set}
+from veturboio.unknown import Unknown
 
 
-def build(structure: str, tensors: Sequence[torch.Tensor]) -> Any:
+class Structure:
+    """What the core tells of the values of a PyTorch file; false for a file of another kind.
+
+    Args:
+        described: JSON: what is known beside the values.
+        values: uint8[n] on the CPU, a pickle of the values; None for a file of another kind.
+    """
+
+    def __init__(self, described: str = "", values: torch.Tensor | None = None) -> None:
+        self._described = described
+        self._values = values
+
+    def __bool__(self) -> bool:
+        return self._values is not None
+
+    def locations(self) -> list[str]:
+        """Tell the device that each tensor was saved from, by its position."""
+        runs = json.loads(self._described)["locations"] if self._described else []
+        return [location for location, count in runs for _ in range(count)]
+
+    def pickled(self) -> bytes:
+        """Return the pickle of the values."""
+        if self._values is None:
+            return b""
+        return ctypes.string_at(self._values.data_ptr(), self._values.numel())
+
+
+def build(structure: Structure, tensors: Sequence[torch.Tensor]) -> Any:
     """Build the values that the core described.
 
     Args:
-        structure: the core's description, JSON.
+        structure: the core's description.
         tensors: the file's tensors, by position.
 
     Raises:
-        TypeError, ValueError, RuntimeError: a value cannot be what the file wants it to be, such
-            as a dict whose key is a list.
+        TypeError, ValueError, RuntimeError, pickle.UnpicklingError: a value cannot be what the file
+            wants it to be, such as a device that torch does not have.
     """
-    described = json.loads(structure)
-    made: dict[int, Any] = {}
-    containers: list[list[Any]] = []
-    holders: dict[int, list[Any]] = {}
-    for node in described["nodes"]:
-        node_id, kind = node[:2]
-        if kind == "T":
-            made[node_id] = tensors[node[2]]
-        elif kind in _LEAVES:
-            made[node_id] = _LEAVES[kind](*node[2:])
-        elif kind in _FILLED:
-            made[node_id] = _FILLED[kind]()
-            containers.append(node)
-        else:
-            holders[node_id] = node[1:]
-    for node_id in holders:
-        _make(node_id, holders, made)
-    for node_id, kind, items, *_ in containers:
-        _fill(made[node_id], kind, items, made)
-    for node_id, kind, _, *attributes in containers:
-        if kind == "o" and attributes[0] is not None:
-            # A module's state_dict keeps the versions of its modules there, as `_metadata`.
-            made[node_id].__dict__.update(made[attributes[0]])
-    return made[described["root"]]
+    return _Unpickler(_Framed(structure.pickled()), tensors).load()
 
 
-def _make(wanted: int, holders: dict[int, list[Any]], made: dict[int, Any]) -> None:
-    """Make a value that cannot be made before what it holds, and so that first."""
-    waiting = [wanted]
-    while waiting:
-        node_id = waiting[-1]
-        if node_id in made:
-            waiting.pop()
-            continue
-        kind, *rest = holders[node_id]
-        held = rest[0] if kind in "tF" else [rest[0]]
-        missing = [child for child in held if child not in made]
-        if missing:
-            waiting.extend(missing)
-            continue
-        if kind == "t":
-            made[node_id] = tuple(made[child] for child in held)
-        elif kind == "F":
-            made[node_id] = frozenset(made[child] for child in held)
-        elif kind == "P":
-            made[node_id] = torch.nn.Parameter(made[held[0]], rest[1])
-        else:
-            made[node_id] = made[held[0]]
+class _Framed:
+    """A pickle as a file of one frame, which is read at once and not copied.
+
+    Args:
+        pickled: a pickle of protocol 4 without frames.
+    """
+
+    _PROTO_LEN = 2
+
+    def __init__(self, pickled: bytes) -> None:
+        self._head = pickled[: self._PROTO_LEN] + b"\x95"
+        # The frame begins with the protocol's number once more.
+        self._head += struct.pack("<Q", len(pickled))
+        self._pickled = pickled
+
+    def read(self, count: int) -> bytes:
+        if self._head:
+            read, self._head = self._head[:count], self._head[count:]
+            return read
+        read, self._pickled = self._pickled, b""
+        return read if count == len(read) else read[:count]
+
+    def readline(self) -> bytes:
+        return b""
 
 
-def _fill(container: Any, kind: str, items: list[Any], made: dict[int, Any]) -> None:
-    if kind == "l":
-        container.extend(made[item] for item in items)
-    elif kind == "S":
-        container.update(made[item] for item in items)
-    else:
-        for key, value in items:
-            container[made[key]] = made[value]
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: _Framed, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, pid: Any) -> Any:
+        if type(pid) is int:
+            return self._tensors[pid]
+        kind, *parts = pid
+        if kind == "P":
+            position, requires_grad = parts
+            return torch.nn.Parameter(self._tensors[position], requires_grad)
+        return _MAKERS[kind](*parts)
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"{module}.{name} is not imported")
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "o": OrderedDict,
+    "k": Counter,
+    "c": complex,
+    "z": lambda *sizes: torch.Size(sizes),
+    "D": lambda name: getattr(torch, name),
+    "V": torch.device,
+    "U": Unknown,
+}

@@ -1,64 +1,50 @@
 """Lets Ctrl-C, and every other signal that Python handles, stop a load or save.
 
 Python runs the handlers of signals on the main thread, between two of its own instructions, and
-there are none while an operator runs. So the core, when it waits on the main thread, calls back
-now and then: the handlers run, and if one raises, the work stops and the exception goes on.
+there are none while an operator runs. So the core, while it works for the main thread, has the
+interpreter run them now and then. If one raises, the work stops, and the exception is kept for the
+thread that was asked until the call that it stopped raises it again.
+
+The core is told how by the addresses of functions of the C API, since a handler runs as soon as any
+Python code is entered: no Python function could tell for certain what ran in it.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import os
-from collections.abc import Generator
 
-import torch
+from veturboio import _library
 
-_raised: BaseException | None = None
+#: What the core calls, in the order of its ``Interpreter``.
+_FUNCTIONS = (
+    "PyGILState_Ensure",
+    "PyGILState_Release",
+    "PyErr_CheckSignals",
+    "PyErr_Fetch",
+    "PyErr_Restore",
+)
 
+_set_interpreter = _library.handle.veturboio_set_interpreter
+_set_interpreter.argtypes = [ctypes.c_void_p]
+_set_interpreter.restype = None
 
-def _listen() -> Generator[int, None, None]:
-    """Yield whether a handler raised, each time it is asked.
+#: How many exceptions wait on this thread to be raised again.
+count = _library.handle.veturboio_count_raised
+count.argtypes = []
+count.restype = ctypes.c_size_t
 
-    A generator, because handlers run as soon as Python code is entered: a function would be entered
-    outside of its own ``try``, and this is entered in the middle of one.
-    """
-    global _raised
-    answer = 0
-    while True:
-        try:
-            # The loop is inside too: handlers also run where it begins anew.
-            while True:
-                yield answer
-                answer = 0
-        except GeneratorExit:
-            return
-        except BaseException as raised:  # goes on in the load or save that is stopped by it
-            _raised = raised
-            answer = 1
-
-
-_listener = _listen()
-next(_listener)
-_callback = ctypes.CFUNCTYPE(ctypes.c_int)(_listener.__next__)
+#: Raises the latest of them, if there are more than so many. A function of C, in which no handler
+#: can run before what waits is raised.
+raise_above = _library.handle.veturboio_raise
+raise_above.argtypes = [ctypes.c_size_t]
+raise_above.restype = None
 
 
 def install() -> None:
-    """Have the core call back, until the interpreter ends."""
-    address = ctypes.cast(_callback, ctypes.c_void_p).value
-    torch.ops.veturboio._ask_for_interrupts(address)
-    atexit.register(torch.ops.veturboio._ask_for_interrupts, 0)
-    # A process forked by one thread while another was being asked must not take that for its own.
-    os.register_at_fork(after_in_child=lambda: torch.ops.veturboio._ask_for_interrupts(address))
-
-
-def is_waiting() -> bool:
-    """Whether a handler raised what nobody has raised again yet."""
-    return _raised is not None
-
-
-def take() -> BaseException | None:
-    """Return what a handler raised, once."""
-    global _raised
-    raised, _raised = _raised, None
-    return raised
+    """Have the core run the handlers of signals, until the interpreter ends."""
+    addresses = [
+        ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in _FUNCTIONS
+    ]
+    _set_interpreter((ctypes.c_void_p * len(addresses))(*addresses))
+    atexit.register(_set_interpreter, None)

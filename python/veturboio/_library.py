@@ -1,5 +1,6 @@
 """Finds the shared object that holds the core, and loads it into torch."""
 
+import ctypes
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ cmake_prefix_path: str = str(_PACKAGE / "share" / "cmake")
 __version__: str = metadata.version("veturboio")
 
 
-def _load() -> None:
+def _load() -> ctypes.PyDLL:
     library = _PACKAGE / "libveturboio.so"
     if not library.is_file():
         raise ImportError(
@@ -27,6 +28,9 @@ def _load() -> None:
             f"load {library}: {error}; it was built for another torch than the installed "
             f"{torch.__version__}: build it again with 'python setup.py install'"
         ) from error
+    # The library that is loaded already, for the functions that it exports beside the operators.
+    return ctypes.PyDLL(str(library))
 
 
-_load()
+#: Calls functions of the library without giving up the interpreter's lock.
+handle = _load()

@@ -61,38 +61,75 @@ def start(save: Callable[[], None]) -> Save:
             future.set_result(None)
 
     # No daemon: the interpreter waits for it.
-    threading.Thread(target=run, name="veturboio-save").start()
+    thread = threading.Thread(target=run, name="veturboio-save")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending, or the system has no thread to give
+        run()
     return future
 
 
-def snapshot(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy tensors as they are now.
+def done(save: Callable[[], None]) -> Save:
+    """Do a save at once, on this thread, and return it as ``start`` does."""
+    future = Save()
+    future.set_running_or_notify_cancel()
+    try:
+        save()
+    except Exception as error:  # raised by result()
+        _failed.add(future)
+        future.set_exception(error.with_traceback(None))
+    else:
+        future.set_result(None)
+    return future
+
+
+def snapshot(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Copy tensors as they are now, into host memory.
 
     The copies take as much memory as the tensors span, and share it where the tensors do, whatever
-    storages they have. What cannot be saved is not copied: the save will refuse it.
+    storages they have.
+
+    Returns:
+        The copies; None if some of the tensors have no bytes to be copied, which no file can
+        have either.
     """
-    spans = {name: _Span(tensor) for name, tensor in state_dict.items() if _has_bytes(tensor)}
-    copies: dict[str, torch.Tensor] = {}
-    for group in _overlapping(spans.values()):
-        block = _Block(group)
-        for span in group:
-            span.copy = block.copy_of(span)
-    for name, tensor in state_dict.items():
-        copies[name] = spans[name].copy if name in spans else tensor
-    return copies
+    # Whatever device, mode or subclass of tensors the caller works with: these are plain copies.
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        if not all(_has_bytes(tensor) for tensor in state_dict.values()):
+            return None
+        spans = {name: _Span(tensor) for name, tensor in state_dict.items() if tensor.numel() > 0}
+        for group in _overlapping(spans.values()):
+            block = _Block(group)
+            for span in group:
+                span.copy = block.copy_of(span)
+        return {
+            name: spans[name].copy if name in spans else _empty_like(tensor)
+            for name, tensor in state_dict.items()
+        }
 
 
 def _has_bytes(tensor: torch.Tensor) -> bool:
     """Whether the tensor lies in memory that can be copied byte by byte."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
         return False
-    if tensor.is_quantized or tensor.numel() == 0:
+    if tensor.is_quantized:
         return False
-    storage = tensor.untyped_storage()
+    if tensor.numel() == 0:
+        return True
+    try:
+        storage = tensor.untyped_storage()
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+    except (RuntimeError, NotImplementedError):  # a stand-in for a tensor, as tracing makes them
+        return False
     steps = zip(tensor.size(), tensor.stride(), strict=True)
     last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
     # A storage may have been cut since.
-    return storage.data_ptr() > 0 and (last + 1) * tensor.element_size() <= storage.nbytes()
+    return address > 0 and (last + 1) * tensor.element_size() <= nbytes
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape, which has no elements."""
+    return torch.empty(tensor.size(), dtype=tensor.dtype, device="cpu")
 
 
 class _Span:
@@ -127,7 +164,7 @@ class _Block:
         self._begin = group[0].begin
         size = max(span.end for span in group) - self._begin
         # In host memory, wherever they lie: a device seldom has room for a second copy.
-        self._bytes = torch.empty(size, dtype=torch.uint8)
+        self._bytes = torch.empty(size, dtype=torch.uint8, device="cpu")
         copied = self._begin
         for span in group:  # in the order of their addresses
             if span.end > copied:
@@ -142,7 +179,7 @@ class _Block:
         if rest:  # at an odd address, as only memory that is not torch's has them
             copy = tensor.to("cpu", copy=True)
         else:
-            copy = torch.empty(0, dtype=tensor.dtype)
+            copy = torch.empty(0, dtype=tensor.dtype, device="cpu")
             storage = self._bytes.untyped_storage()
             copy = copy.set_(storage, offset, tensor.size(), tensor.stride())
         if span.is_neg:

@@ -2,7 +2,8 @@
 
 A checkpoint is read without running its pickle and mapped rather than read where its format
 allows, so that a conversion needs little memory of its own. What a safetensors file cannot keep
-is never dropped silently: it is refused, or said to be left out.
+is never dropped silently: it is refused, or said to be left out. A result that has none of the
+checkpoint's weights is never written.
 """
 
 from __future__ import annotations
@@ -11,29 +12,22 @@ import argparse
 import io
 import os
 import sys
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from veturboio import _ops
 from veturboio._address import Address, Place, place
-from veturboio._state_dict import Choice, ChoiceError, choose, listed
-from veturboio.errors import FormatError
+from veturboio._result import ConvertError, check, validate, write
+from veturboio._standins import TooManyModulesError, replaced
+from veturboio._state_dict import FLATTEN, Choice, ChoiceError, choose, listed
+from veturboio.errors import FormatError, UnknownNameError
 from veturboio.io import load, metadata
-from veturboio.progress import watched
 
 #: The files of a directory that are converted.
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-
-#: An integer type of each size: its comparison is one of bits.
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class ConvertError(Exception):
-    """A checkpoint cannot be converted; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +35,22 @@ class Options:
     """What the command was asked for; :func:`_arguments` says what each means."""
 
     key: str | None = None
+    flatten: bool = False
     overwrite: bool = False
     dry_run: bool = False
     enable_to_valid_state_dict: bool = False
     validate_result: bool = False
     use_direct_io: bool = False
+    #: Whether the directory of the target is made if it is not there.
+    makes_directory: bool = False
 
 
-def read_checkpoint(source: Place, options: Options) -> Choice:
+def read_checkpoint(source: Place, options: Options) -> tuple[Choice, list[str]]:
     """Read the state_dict of a PyTorch checkpoint, on the device meta for a dry run.
+
+    Returns:
+        The state_dict, and the names of classes and functions that the file uses and that nobody
+        knows. Of what they would have made only the tensors are taken.
 
     Raises:
         ConvertError: the file is no PyTorch file, or what is asked for is not in it, or it holds
@@ -58,20 +59,35 @@ def read_checkpoint(source: Place, options: Options) -> Choice:
     """
     if _is_safetensors(source):
         raise ConvertError("is a safetensors file already")
-    device = "meta" if options.dry_run else "cpu"
-    # Mapped, a file larger than the memory can be converted too.
-    way = None if options.use_direct_io else "map"
-    checkpoint = load(source, map_location=device, use_direct_io=options.use_direct_io, way=way)
     try:
-        choice = choose(checkpoint, options.key)
-    except ChoiceError as error:
+        checkpoint, unknown = _load(source, options)
+        choice = choose(checkpoint, options.key, options.flatten)
+    except (ChoiceError, TooManyModulesError) as error:
         raise ConvertError(str(error)) from None
     if choice.others and not options.enable_to_valid_state_dict:
-        raise ConvertError(
-            f"holds what is no tensor by name: {listed(choice.others)}; "
-            "--enable-to-valid-state-dict leaves it out"
-        )
-    return choice
+        way_out = "--enable-to-valid-state-dict leaves it out"
+        if choice.hides_tensors:
+            way_out = FLATTEN
+        raise ConvertError(f"holds what is no tensor by name: {listed(choice.others)}; {way_out}")
+    return choice, unknown
+
+
+def _load(source: Place, options: Options) -> tuple[object, list[str]]:
+    """What a file holds, and the names of the classes that are not known of what it holds."""
+    # Mapped, a file larger than the memory can be converted too.
+    direct = options.use_direct_io
+    how: dict[str, Any] = {"use_direct_io": direct, "way": None if direct else "map"}
+    devices = ["meta", "cpu"] if options.dry_run else ["cpu"]
+    with warnings.catch_warnings(record=True) as caught:
+        for device in devices:  # torch.load does not know every kind of tensor on meta
+            try:
+                checkpoint = load(source, map_location=device, **how)
+            except UnknownNameError:
+                continue
+            for warning in caught:
+                print(f"convert: {warning.message}".partition("\n")[0], file=sys.stderr)
+            return checkpoint, []
+    return replaced(load(source, map_location=devices[0], skip_unknown=True, **how))
 
 
 def _is_safetensors(source: Place) -> bool:
@@ -94,41 +110,6 @@ def _is_torchscript(source: Place) -> bool:
         return False
 
 
-def write(tensors: Mapping[str, torch.Tensor], target: Place) -> None:
-    """Save the tensors, with a progress bar where standard error is a terminal."""
-    with watched(sys.stderr.isatty()) as counters:
-        _ops.save(tensors, str(target), force_save_shared_tensor=True, progress=counters)
-
-
-def validate(tensors: Mapping[str, torch.Tensor], target: Place) -> None:
-    """Load the file again and compare it with the tensors, bit for bit.
-
-    Raises:
-        ConvertError: they differ; the text names the tensors.
-    """
-    written = load(target, way="map")
-    differing = sorted(
-        name
-        for name in tensors.keys() | written.keys()
-        if not _identical(tensors.get(name), written.get(name))
-    )
-    if differing:
-        raise ConvertError(f"{target} differs from it in {listed([*map(repr, differing)])}")
-
-
-def _identical(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None:
-        return False
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return torch.equal(_bits(one), _bits(other))
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as integers, without a copy unless it is conjugated or negated."""
-    return tensor.resolve_conj().resolve_neg().view(_INTEGERS[tensor.element_size()])
-
-
 def _is_same(source: Place, target: Place) -> bool:
     if isinstance(source, Path) and isinstance(target, Path):
         return source.exists() and target.exists() and target.samefile(source)
@@ -149,7 +130,10 @@ def convert(source: Place, target: Place, options: Options) -> Iterator[str]:
         raise ConvertError("input and output are the same file")
     if target.exists() and not options.overwrite:
         raise ConvertError(f"{target} exists already, --overwrite replaces it")
-    choice = read_checkpoint(source, options)
+    choice, unknown = read_checkpoint(source, options)
+    if unknown:
+        classes = ", ".join(unknown)
+        yield f"{source} has objects of unknown classes, only their tensors are taken: {classes}"
     if choice.name:
         yield f"converting {choice.name!r} of {source}"
     left_out = choice.others + choice.beside
@@ -161,6 +145,7 @@ def convert(source: Place, target: Place, options: Options) -> Iterator[str]:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     what = f"{len(tensors)} tensors, {size} bytes"
     if options.dry_run:
+        check(tensors, target, options.makes_directory)
         yield f"would convert {source} to {target}: {what}"
         return
     write(tensors, target)
@@ -228,7 +213,17 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("-d", "--dry-run", action="store_true", help="say what would be done, and write nothing")
     add("--overwrite", action="store_true", help="replace an output that is there already")
-    add("--key", help="the keys that lead to the state_dict, joined by dots; found by default")
+    add(
+        "--key",
+        help="the keys that lead to the state_dict, joined by dots, or '' for the outermost dict; "
+        "found by default",
+    )
+    add(
+        "--flatten",
+        action="store_true",
+        help="keep all tensors of the checkpoint, or of what --key leads to, however deep they "
+        "lie, named by the keys that lead to them, joined by dots",
+    )
     add(
         "--enable-to-valid-state-dict",
         action="store_true",
@@ -268,11 +263,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sources = sources_in(inputs)
         directory = output_directory(inputs, output)
+        options = replace(options, makes_directory=directory is not None)
         if directory is not None and not options.dry_run:
             directory.mkdir(exist_ok=True)
     except (ConvertError, OSError) as error:
         print(f"convert {', '.join(map(str, inputs))}: {error}", file=sys.stderr)
         return 1
+    return _convert_all(sources, output, directory, options)
+
+
+def _convert_all(
+    sources: list[Place], output: str | None, directory: Place | None, options: Options
+) -> int:
     taken: dict[str, Place] = {}
     failed = 0
     for source in sources:
@@ -288,8 +290,9 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConvertError(f"{target} is the output of {other}")
             for sentence in convert(source, target, options):
                 print(sentence, flush=True)
-        except (ConvertError, OSError, RuntimeError, TypeError, ValueError) as error:
-            print(f"convert {source}: {error}", file=sys.stderr)
+        except (ConvertError, OSError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            print(f"convert {source}: {reason}", file=sys.stderr)
             failed = 1
     return failed
 

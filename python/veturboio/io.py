@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import torch
 
-from veturboio import _ops
+from veturboio import _fallback, _ops
 from veturboio import placement as place
-from veturboio.background import Save, snapshot, start
-from veturboio.errors import ArgumentError, FormatError, UnknownNameError
+from veturboio._fallback import Wanted
+from veturboio._sources import File, held, is_address, opened, pinned
+from veturboio._sources import FilePath as FilePath
+from veturboio.background import Save, done, snapshot, start
+from veturboio.errors import ArgumentError, UnknownNameError
 from veturboio.placement import MapLocation
 from veturboio.progress import Progress, watched
 from veturboio.selection import Slices, as_options
 
-#: Whether this process has been told of a file that only torch.load could read.
-_warned = False
+#: How many versions of a file that is replaced all the time are tried.
+_VERSIONS = 5
 
-_SCHEMES = {"s3", "tos", "gs", "az", "http", "https", "file", "sfcs", "hdfs"}
-
-FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+_is_address = is_address
 
 
 def load(
-    file: FilePath,
+    file: File,
     map_location: MapLocation | None = "cpu",
     enable_fast_mode: bool = True,
     num_thread: int = 32,
@@ -44,12 +46,18 @@ def load(
     one_allocation: bool = False,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
+    restore_aliases: bool = True,
+    skip_unknown: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Load a safetensors or PyTorch file.
 
     The pickle of a PyTorch file is read without being run. Where it imports a name that the
-    reader does not know, ``torch.load(weights_only=True)`` is tried instead, and a warning says so
-    once.
+    reader does not know, ``torch.load(weights_only=True)`` reads it instead, with all that is asked
+    for here, and a warning says so once. It also knows the classes that
+    ``torch.serialization.add_safe_globals`` allows. It reads on the caller's thread into memory of
+    its own, so what says how to read, beside ``way="map"``, has no effect there.
 
     How the bytes come is chosen by where they lie, and ``explain`` tells. What the page cache holds
     is mapped, privately: nothing is copied, and writing to a tensor does not touch the file. What
@@ -60,13 +68,22 @@ def load(
 
     Args:
         file: path of the file, or the address of one: ``s3://``, ``tos://``, ``gs://``, ``az://``,
-            ``http://``, ``https://``, ``file://`` or ``sfcs://``.
+            ``http://``, ``https://``, ``file://`` or ``sfcs://``. Or its content: as ``bytes``,
+            which are a path too, and content if they contain a NUL, begin as a PyTorch file or are
+            longer than any path; in any other object with the buffer protocol; or in a binary file
+            open for reading, such as ``io.BytesIO`` or one of fsspec, which is read from where it
+            stands to its end. What is no file of the system is copied into memory first.
         map_location: device of the tensors, of whatever type torch knows. ``"meta"`` reads the
             header alone. A dict has devices by name, or by what names begin with up to a dot, the
             longest of which decides, and ``""`` for all others:
             ``{"": "cuda:0", "layers.7": "cuda:1"}``; a tensor that it has no device for is an
             error. A function takes a name and returns a device, or None for the CPU. A tensor
-            that several names share is there once on each of their devices.
+            that several names share is there once on each of their devices. As torch.load has
+            them: a dict whose keys are all devices, none of which a tensor's name begins with, has
+            devices by the one that a tensor was saved from, ``{"cuda:0": "cpu"}``, and others
+            stay; and a function of two arguments takes a storage in host memory and the device
+            it was saved from, and returns the storage where it is wanted, or None for that
+            device. Tensors of a safetensors file and of TorchScript count as saved from the CPU.
         enable_fast_mode: False reads on the caller's thread alone. The result is the same.
         num_thread: upper bound of reader threads, at least 1.
         helper: keeps the memory that a load needs beside its tensors, see ``init_io_helper``.
@@ -78,19 +95,23 @@ def load(
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``.
         state_dict: tensors to be filled in place, wherever they are, whatever ``map_location``:
             the names of the file, the same dtypes, contiguous and at least as large. Nothing is
-            written unless all fit.
+            written unless all fit, and nothing is converted. A tensor that has aliases needs one of
+            its names there.
         way: how the bytes come: ``"map"``, ``"read"`` through the page cache, ``"direct"`` past it,
             ``"uring"`` the same with io_uring, or ``"auto"``. None asks the variable
             ``VETURBOIO_WAY``, and chooses where that says nothing either. Where the system refuses
-            ``"uring"`` or ``"direct"``, the next of ``"direct"`` and ``"read"`` is taken.
+            ``"uring"`` or ``"direct"``, the next of ``"direct"`` and ``"read"`` is taken, and
+            ``"read"`` where it refuses ``"map"``.
         names: the tensors wanted, in the order in which they are returned; those of a PyTorch file
             by the names that lead to them, joined by dots. Only they are read, and
             what shares a storage with them.
         slices: of some tensors only a part, as ``{"weight": slice(0, 128)}`` along the first
-            dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. Only that part
-            is read, and what lies between two rows of it if that is less than 16 KiB. Such a tensor
-            is contiguous and has a storage of its own. One that a PyTorch file has in another than
-            row-major order is read whole.
+            dimension or ``{"weight": (slice(None), slice(0, 128))}`` along others. The result is
+            that of ``tensor[...]``: slices may have a step, ``...`` stands for the dimensions
+            between, and an integer takes its dimension away. Other indices are refused. Only that
+            part is read, and what lies between two rows of it if that is less than 16 KiB. Such a
+            tensor is contiguous and has a storage of its own. One that a PyTorch file has in
+            another than row-major order is read whole.
         progress: called with bytes done and bytes in all while they move, on another thread; True
             draws a bar.
         dtype: what tensors of floating point are converted to, on their device and on their way,
@@ -101,15 +122,28 @@ def load(
             variables of its own tools in lower case, such as ``aws_endpoint_url``. They precede the
             environment, and no message shows them.
         cache_dir: a directory in which downloaded objects are kept for the next load, by version.
+        weights_only: True and None are what is always done: no pickle is run. False is refused.
+        mmap: True is ``way="map"``, False is ``way="read"``, and None chooses.
+        restore_aliases: whether names that a safetensors file keeps in its metadata for a stored
+            tensor, as it does for tied weights, come back as that tensor. Files of ``save_file``
+            say which entries are aliases. In others an entry is one if its key is no tensor of the
+            file and not ``format``, and its value is a tensor of the file: a name that was a part
+            of that tensor comes back as the whole. False returns the stored names alone.
+        skip_unknown: True puts a :class:`veturboio.Unknown` where a PyTorch file has an object of a
+            class or function that is not known, instead of refusing the file or having torch.load
+            read it. The stand-in holds what the object would have been made of; the names of
+            tensors lead through it: those of a pickled ``torch.nn.Module`` are those of its
+            state_dict. Nothing of the file is run.
 
     Returns:
-        The tensors of a safetensors file by name, in the order of the file. What torch.load
-        returns for a PyTorch file; of a TorchScript archive, and with ``names`` or ``slices``, its
-        tensors by name.
+        The tensors of a safetensors file by name, in the order of the file, then the aliases. What
+        torch.load returns for a PyTorch file; of a TorchScript archive, and with ``names`` or
+        ``slices``, its tensors by name.
 
     Raises:
         FormatError: the file is malformed, holds a dtype that torch does not have, or is a
             PyTorch file that torch.load refuses too.
+        TypeError: ``file`` is nothing to read from, or is open as text.
         OSError: the system refuses the file; the class follows the errno.
         ArgumentError: a ValueError: ``num_thread`` is less than 1, ``use_pinmem`` is not what the
             helper was used with, or ``state_dict`` or ``map_location`` does not fit the file; the
@@ -120,49 +154,104 @@ def load(
         NotImplementedError: a parameter asks for what does not exist yet.
     """
     _refuse("use_cipher", _wants_cipher(use_cipher))
-    threads = num_thread if enable_fast_mode else min(num_thread, 1)
-    path = os.fsdecode(file)
-    selection = as_options(path, names, slices)
-    options: dict[str, Any] = {
-        "num_thread": threads,
-        "use_direct_io": use_direct_io,
-        "use_pinmem": use_pinmem,
-        "helper": helper,
-        "way": way,
-        "storage_options": _options(storage_options),
-        "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
-        **selection,
-    }
-    if state_dict is not None:
-        _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
-        if dtype is not None:
-            shown = _ops.shown(path)
-            raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
+    with opened(file) as path:
+        _check_weights_only(path, weights_only)
+        options: dict[str, Any] = {
+            "num_thread": num_thread if enable_fast_mode else min(num_thread, 1),
+            "use_direct_io": use_direct_io,
+            "use_pinmem": use_pinmem,
+            "helper": helper,
+            "way": _way(path, way, mmap, use_direct_io),
+            "storage_options": _options(storage_options),
+            "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
+            "restore_aliases": restore_aliases,
+            "skip_unknown": skip_unknown,
+            **as_options(path, names, slices),
+        }
+        if state_dict is not None:
+            _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
+            if dtype is not None:
+                shown = _ops.shown(path)
+                raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
         with watched(progress) as counters:
-            _ops.fill(path, state_dict, progress=counters, **options)
-        return dict(state_dict)
+            wanted = Wanted(map_location, state_dict, dtype, one_allocation, counters, options)
+            return _load(path, wanted)
+
+
+def _load(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
+    """Load by the core, or by torch where the core does not know a name that the file uses."""
     try:
-        described = {"num_thread", "storage_options", "cache_dir", *selection}
-        how = {name: options[name] for name in described}
-        options |= place.as_options(path, map_location, **how)
-        options |= {"dtype": dtype, "one_allocation": one_allocation}
-        with watched(progress) as counters:
-            loaded = _ops.load(path, progress=counters, **options)
-        return cast("dict[str, torch.Tensor]", loaded)
-    except UnknownNameError as error:
-        device = options.get("map_location")
-        if names is not None or slices is not None or dtype is not None or device is None:
-            raise
-        if _is_address(path):
-            reason = f"{error.reason}, and torch.load reads paths only"
-            text = f"{error}, and torch.load reads paths only"
-            raise FormatError(text, _ops.shown(path), None, reason) from None
-        refused = str(error), error.reason
-    return _load_by_torch(path, device, *refused)
+        return _natively(path, wanted)
+    except UnknownNameError:
+        pass
+    with pinned(path, wanted.options) as file:
+        try:
+            # The file may have been replaced meanwhile. What torch reads is what the core has
+            # found well formed.
+            return _natively(file, wanted)
+        except UnknownNameError as error:
+            refused = error.with_traceback(None)
+        return cast("dict[str, torch.Tensor]", _fallback.load(file, wanted, refused))
+
+
+def _natively(path: str, wanted: Wanted) -> dict[str, torch.Tensor]:
+    options = wanted.options
+    if wanted.state_dict is not None:
+        _ops.fill(path, wanted.state_dict, progress=wanted.progress, **options)
+        return dict(wanted.state_dict)
+    if not place.needs_header(wanted.map_location):
+        return _placed(path, wanted, {})
+    described = {"num_thread", "storage_options", "cache_dir", "restore_aliases", "skip_unknown"}
+    described |= {"names", "slices"}
+    with held(path) as file:  # which is read twice
+        return _placed(file, wanted, {name: options[name] for name in described & options.keys()})
+
+
+def _placed(path: str, wanted: Wanted, described: dict[str, Any]) -> dict[str, torch.Tensor]:
+    left = _VERSIONS
+    while True:
+        left -= 1
+        placed = place.as_options(path, wanted.map_location, **described)
+        try:
+            loaded = _ops.load(
+                path,
+                progress=wanted.progress,
+                dtype=wanted.dtype,
+                one_allocation=wanted.one_allocation,
+                **wanted.options,
+                **placed,
+            )
+            return cast("dict[str, torch.Tensor]", loaded)
+        except OSError as error:
+            # It was replaced or written since its header was asked where its tensors belong.
+            if error.errno != errno.ESTALE or "version" not in placed or not left:
+                raise
+
+
+def _check_weights_only(path: str, weights_only: bool | None) -> None:
+    if weights_only is not None and not weights_only:
+        raise ArgumentError(
+            f"load {_ops.printable(path)}: weights_only=False would run the file's pickle, which "
+            "is never done; torch.load does, and skip_unknown=True loads what needs no running"
+        )
+
+
+def _way(path: str, way: str | None, mmap: bool | None, use_direct_io: bool) -> str | None:
+    """What ``mmap`` asks for, in the words of ``way``."""
+    if mmap is None:
+        return way
+    asked = "direct" if use_direct_io and way is None else way
+    fits = asked in (None, "auto", "map") if mmap else asked != "map"
+    if not fits:
+        shown = _ops.shown(path)
+        raise ArgumentError(f"load {shown}: mmap={bool(mmap)} cannot be combined with {asked!r}")
+    if mmap:
+        return "map"
+    return "read" if asked in (None, "auto") else way
 
 
 def explain(
-    file: FilePath,
+    file: File,
     num_thread: int = 32,
     use_direct_io: bool = False,
     way: str | None = None,
@@ -170,6 +259,8 @@ def explain(
     slices: Slices | None = None,
     storage_options: Mapping[str, str] | None = None,
     cache_dir: FilePath | None = None,
+    restore_aliases: bool = True,
+    skip_unknown: bool = False,
 ) -> str:
     """Say in a sentence which way ``load`` would take, and why.
 
@@ -179,34 +270,21 @@ def explain(
     'model.safetensors: map, 2148880384 bytes mapped and populated, 2 at a time, because the page
     cache holds 100% of it'
     """
-    path = os.fsdecode(file)
-    return _ops.explain(
-        path,
-        num_thread=num_thread,
-        use_direct_io=use_direct_io,
-        way=way,
-        storage_options=_options(storage_options),
-        cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
-        **as_options(path, names, slices),
-    )
-
-
-def _load_by_torch(
-    path: str, device: torch.device, text: str, reason: str
-) -> dict[str, torch.Tensor]:
-    """Try torch's own reader, which knows more names, and as little executes what it reads."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(f"{text}; trying torch.load(weights_only=True) instead", stacklevel=3)
-    try:
-        loaded = torch.load(path, map_location=device, weights_only=True)
-        return cast("dict[str, torch.Tensor]", loaded)
-    except OSError:
-        raise
-    except Exception:  # whatever it stumbles over; its words advise to load without weights_only
-        pass
-    raise FormatError(f"{text}; torch.load refuses it too", path, None, reason)
+    with opened(file) as path:
+        try:
+            return _ops.explain(
+                path,
+                num_thread=num_thread,
+                use_direct_io=use_direct_io,
+                way=way,
+                storage_options=_options(storage_options),
+                cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
+                restore_aliases=restore_aliases,
+                skip_unknown=skip_unknown,
+                **as_options(path, names, slices),
+            )
+        except UnknownNameError as error:
+            return _fallback.explained(path, error)
 
 
 def save_file(
@@ -231,17 +309,29 @@ def save_file(
     disk: whatever fails, the old file stays as it was. The caller's dict is not changed. A large
     file is written past the page cache, and the next load finds it on the disk.
 
+    A file that is replaced passes on its mode, owner, group, access control list and extended
+    attributes, as far as the user may set them. Its other names (hard links) keep what it was, and
+    a warning says so. A file that can be written but not replaced (a mount point, somebody else's
+    in a sticky directory, one in a directory without the right to write) is written in place once
+    all bytes are on this machine, beside it or in ``TMPDIR``: a warning says so, since a crash
+    meanwhile leaves it damaged.
+
+    Of several saves of a process to one target, whatever it is called, the last one called
+    remains, also where an earlier one goes on in the background and ends later: that one then ends
+    well without writing, or with FileExistsError under ``overwrite=False``.
+
     Args:
         state_dict: tensors by name.
         file: path of the file, or the address of an object, which appears whole or not at all
             too.
         force_contiguous: False refuses tensors that are not contiguous.
         force_save_shared_tensor: tensors that are the same view of the same memory are stored
-            once, and the other names as aliases that ``load`` restores. Tensors that overlap
-            otherwise are each stored in full.
+            once, under the name that comes first in ``state_dict``, and the other names as aliases
+            that ``load`` restores. Tensors that overlap otherwise are each stored in full.
         force_clone_shared_tensor: with ``force_save_shared_tensor``, tensors that share memory are
             each stored in full.
-        metadata: free-form strings to keep in the file.
+        metadata: free-form strings to keep in the file. ``format`` is set to ``"pt"`` unless it is
+            given. A file without metadata and aliases has no ``__metadata__``.
         use_cipher: not implemented yet; None asks the variable ``VETURBOIO_USE_CIPHER``, and
             so does False, since a plain file is not what that variable asks for.
         helper: keeps the memory in which small and non-contiguous tensors are gathered, see
@@ -271,6 +361,7 @@ def save_file(
     _refuse("use_cipher", _wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
     _check_mapping(path, "state_dict", state_dict, torch.Tensor)
+    _refuse_uninitialized(path, state_dict)
     if metadata is not None:
         _check_mapping(path, "metadata", metadata, str)
     options = {
@@ -284,33 +375,37 @@ def save_file(
         "storage_options": _options(storage_options),
     }
 
-    def save(tensors: Mapping[str, torch.Tensor]) -> None:
+    def save(tensors: Mapping[str, torch.Tensor], ticket: Any = None) -> None:
         with watched(progress) as counters:
-            _ops.save(tensors, path, progress=counters, **options)
+            _ops.save(tensors, path, progress=counters, ticket=ticket, **options)
 
     if wait:
         save(state_dict)
         return None
+    ticket = _ops.save_ticket()
     # Where that is now, wherever the program goes meanwhile.
     if path and not _is_address(path):
         path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
-    return start(partial(save, snapshot(state_dict)))
+    copies = snapshot(state_dict)
+    if copies is None:
+        # Refused now, in the words of a save that is waited for: what cannot be copied may have
+        # become something else when a thread comes to it.
+        return done(partial(save, dict(state_dict), ticket))
+    return start(partial(save, copies, ticket))
 
 
-def metadata(file: FilePath, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata(file: File, storage_options: Mapping[str, str] | None = None) -> dict[str, str]:
     """Read the free-form strings that were saved with a safetensors file.
+
+    Entries by which ``save_file`` marks aliases are left out; a file of another writer is shown as
+    it is.
 
     Raises:
         FormatError: the file is malformed.
         OSError: the system refuses the file; the class follows the errno.
     """
-    path = os.fsdecode(file)
-    return _ops.metadata(path, storage_options=_options(storage_options))
-
-
-def _is_address(path: str) -> bool:
-    scheme, colon, _ = path.partition("://")
-    return bool(colon) and scheme in _SCHEMES
+    with opened(file) as path:
+        return _ops.metadata(path, storage_options=_options(storage_options))
 
 
 def _options(options: Mapping[str, str] | None) -> dict[str, str] | None:
@@ -329,7 +424,7 @@ def _check_mapping(
     path: str, what: str, mapping: object, values: type, action: str = "save"
 ) -> None:
     """Say which entry is wrong, where torch would only say that the dict is."""
-    path = _ops.shown(path)
+    path = _ops.printable(path)
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{action} {path}: {what} is not a dict but a {type(mapping).__name__}")
     for name, value in mapping.items():
@@ -338,6 +433,16 @@ def _check_mapping(
         if not isinstance(value, values):
             found, wanted = type(value).__name__, values.__name__
             raise TypeError(f"{action} {path}: {what}[{name!r}] is not a {wanted} but a {found}")
+
+
+def _refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Refuse parameters and buffers of lazy modules: to the core they are empty tensors."""
+    for name, tensor in state_dict.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            shown, quoted = _ops.shown(path), json.dumps(name, ensure_ascii=False)
+            raise ArgumentError(
+                f"save {shown}: tensor {quoted}: has no shape before its lazy module is called"
+            )
 
 
 def _wants_cipher(use_cipher: bool | None) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from copy import copy
 
 import torch
 
+from veturboio._sources import File, opened
 from veturboio.io import FilePath, load, save_file
+from veturboio.placement import MapLocation
 
 
 def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None = False) -> None:
-    """Save a module's state_dict as a safetensors file; tied weights are stored once.
+    """Save a module's state_dict as a safetensors file.
+
+    Tied weights are stored once, under the name that the state_dict has first; ``load`` restores
+    the others.
 
     Args:
         model: the module.
@@ -25,22 +31,23 @@ def save_model(model: torch.nn.Module, file: FilePath, use_cipher: bool | None =
 
 def load_model(
     model: torch.nn.Module,
-    file: FilePath,
+    file: File,
     strict: bool = True,
-    map_location: str | int | torch.device | None = None,
+    map_location: MapLocation | None = None,
     *,
-    device: str | int | torch.device | None = None,
+    device: MapLocation | None = None,
 ) -> tuple[list[str], list[str]]:
     """Load a file into a module, whose parameters and buffers are written in place.
 
-    Weights that the module ties stay tied, and need to be in the file under one of their names.
+    Weights that the module ties stay tied, and need to be in the file under one of their names. An
+    alias in the file that the module has no name for is not unexpected.
 
     Args:
         model: the module.
-        file: path of a safetensors file, or of a PyTorch file that holds a state_dict.
+        file: a safetensors file, or a PyTorch file that holds a state_dict; as for :func:`load`.
         strict: whether names that are missing or unexpected are an error.
-        map_location: device that the tensors are read to, on their way to the module; "cpu" by
-            default.
+        map_location: device that the tensors are read to, on their way to the module, as for
+            :func:`load`; "cpu" by default.
         device: the same, by the name that ``safetensors.torch.load_model`` gives it.
 
     Returns:
@@ -56,15 +63,47 @@ def load_model(
     if map_location is not None and device is not None:
         raise TypeError("load_model() takes map_location or device, not both")
     wanted = device if map_location is None else map_location
-    loaded = load(file, map_location=torch.device("cpu" if wanted is None else wanted))
-    absent, unexpected = model.load_state_dict(loaded, strict=False)
-    missing = sorted(set(absent) - _tied(model, absent, loaded.keys()))
+    with opened(file) as path:
+        missing, unexpected = _load_into(model, path, "cpu" if wanted is None else wanted)
     if strict and (missing or unexpected):
         raise RuntimeError(_complaint(model, missing, unexpected))
     return missing, unexpected
 
 
-def _tied(model: torch.nn.Module, absent: list[str], loaded: Collection[str]) -> set[str]:
+def _load_into(
+    model: torch.nn.Module, path: str, map_location: MapLocation
+) -> tuple[list[str], list[str]]:
+    loaded = load(path, map_location=map_location)
+    repeated = _repeated(loaded)
+    # What the module ties is written through another name. The file of another library may have
+    # it as an alias although it is only a part of the tensor that is stored.
+    tied = _tied(model, repeated, loaded.keys() - repeated) if repeated else set()
+    if tied:
+        loaded = copy(loaded)  # with the versions of modules that torch keeps beside the items
+        for name in tied:
+            del loaded[name]
+    absent, unexpected = model.load_state_dict(loaded, strict=False)
+    missing = sorted(set(absent) - tied - _tied(model, absent, loaded.keys()))
+    if not repeated.isdisjoint(unexpected):
+        stored = load(path, map_location="meta", restore_aliases=False)
+        unexpected = [name for name in unexpected if name in stored]
+    return missing, unexpected
+
+
+def _repeated(loaded: Mapping[str, torch.Tensor]) -> set[str]:
+    """The names that have the tensor of a name before them, as every alias does."""
+    if not isinstance(loaded, Mapping):
+        return set()
+    seen: set[int] = set()
+    names = set()
+    for name, value in loaded.items():
+        if isinstance(value, torch.Tensor) and id(value) in seen:
+            names.add(name)
+        seen.add(id(value))
+    return names
+
+
+def _tied(model: torch.nn.Module, absent: Collection[str], loaded: Collection[str]) -> set[str]:
     """Those of the absent names whose elements all lie in tensors that were loaded by others."""
     if not absent:
         return set()

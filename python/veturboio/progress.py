@@ -37,7 +37,8 @@ def watched(progress: Progress | None) -> Iterator[torch.Tensor | None]:
     if progress is None or progress is False:
         yield None
         return
-    counters = torch.zeros(2, dtype=torch.int64, device="cpu")
+    with torch._C.DisableTorchFunction():  # whatever modes the caller has, this is host memory
+        counters = torch.zeros(2, dtype=torch.int64, device="cpu")
     told = _bar() if progress is True else progress
     done = threading.Event()
     teller = _Teller(told, counters, done)

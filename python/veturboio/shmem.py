@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from veturboio import _ops
-from veturboio.io import FilePath, _options, _refuse, _wants_cipher
+from veturboio._segment import filled
+from veturboio._sources import File, FilePath, opened
+from veturboio.io import _options, _refuse, _wants_cipher
 
 
 def load_to_shmem(
-    file: FilePath,
+    file: File,
     num_thread: int = 32,
     helper: Any = None,
     use_direct_io: bool = False,
@@ -26,10 +28,12 @@ def load_to_shmem(
     """Read a checkpoint into shared memory.
 
     Any process loads it from there without a copy, as ``load("/dev/shm/" + shmem.name)``: the
-    segment holds the file as it is. It stays until ``unlink()`` is called.
+    segment holds the file as it is. It stays until ``unlink()`` is called, whatever becomes of the
+    process that made it and of those that load from it. What is returned may be pickled, for other
+    processes; a plain ``SharedMemory(name)`` is removed with its process by Python before 3.13.
 
     Args:
-        file: path of a safetensors or PyTorch file.
+        file: a safetensors or PyTorch file, as for ``load``.
         num_thread: upper bound of reader threads, at least 1.
         helper: keeps the memory that a load needs beside its result, see ``init_io_helper``.
         use_direct_io: read past the page cache, where the file system allows it.
@@ -47,33 +51,30 @@ def load_to_shmem(
         NotImplementedError: a parameter asks for what does not exist yet.
     """
     _refuse("use_cipher", _wants_cipher(use_cipher))
-    path = os.fsdecode(file)
-    # An empty file is malformed, which the core says; a segment cannot be empty.
     options: dict[str, Any] = {
+        "num_thread": num_thread,
+        "use_direct_io": use_direct_io,
+        "helper": helper,
         "storage_options": _options(storage_options),
         "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
     }
-    shmem = SharedMemory(create=True, size=max(_ops.byte_len(path, **options), 1))
-    try:
-        # Reserved now: a full file system would otherwise fault in the middle of a write.
-        with Path("/dev/shm", shmem.name).open("r+b") as segment:
-            os.posix_fallocate(segment.fileno(), 0, shmem.size)
-        content = torch.frombuffer(shmem.buf, dtype=torch.uint8)
+    with opened(file) as path:
+        return _load(path, options)
+
+
+def _load(path: str, options: dict[str, Any]) -> SharedMemory:
+    store = {name: options[name] for name in ("storage_options", "cache_dir")}
+    # An empty file is malformed, which the core says; a segment cannot be empty.
+    size = max(_ops.byte_len(path, **store), 1)
+
+    def fill(memory: mmap.mmap) -> None:
+        with torch._C.DisableTorchFunction():  # whatever modes the caller has
+            content = torch.frombuffer(memory, dtype=torch.uint8)
         try:
-            _ops.load_bytes(
-                path,
-                content,
-                num_thread=num_thread,
-                use_direct_io=use_direct_io,
-                helper=helper,
-                **options,
-            )
+            _ops.load_bytes(path, content, **options)
         finally:
-            # The segment cannot be closed while a tensor looks at it, and a traceback may hold
+            # The memory cannot be unmapped while a tensor looks at it, and a traceback may hold
             # this one for long.
             content.set_(torch.UntypedStorage())
-    except BaseException:
-        shmem.close()
-        shmem.unlink()
-        raise
-    return shmem
+
+    return filled(size, fill)

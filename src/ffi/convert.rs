@@ -3,29 +3,35 @@
 #![allow(unsafe_code)]
 
 use super::bridge::{
-    self, DeviceRule, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageOptions, StorageSpec,
-    Targets, TensorSpec, TensorView,
+    self, DeviceRule, Filled, LoadRequest, Loaded, Name, SliceSpec, StateDict, StorageOptions,
+    StorageSpec, Targets, TensorSpec, TensorView,
 };
 use super::devices::Host;
 use crate::{
     buffers::Buffers,
     choice::Wish,
     error::{Error, Result},
+    fill as filling,
     format::shown,
-    load as loading,
+    load::{self as loading, Structure},
     placement::{Device, Home, Placement},
     plan::{self, Place},
     select::Selection,
-    slice::Cut,
+    slice::{Cut, Part},
     storage,
     targets::HostMemory,
     tensors,
     watch::Watch,
     ways::Way,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 /// What C++ asks of a load, in the core's words.
+#[allow(clippy::struct_excessive_bools)] // each is a parameter of its own
 pub(super) struct Wanted {
     wish: Wish,
     selection: Selection,
@@ -33,15 +39,28 @@ pub(super) struct Wanted {
     pub(super) storage: storage::Options,
     header_only: bool,
     structured: bool,
+    version: String,
+    restore_aliases: bool,
+    skip_unknown: bool,
 }
 
 impl Wanted {
     pub(super) fn of(path: &Path, request: &LoadRequest) -> Result<Self> {
         let wish = Wish { way: way(path, request)?, num_thread: threads(request.num_thread) };
         let (selection, placement) = (selection(path, request)?, placement(request));
-        let &LoadRequest { header_only, structured, .. } = request;
-        let storage = options(&request.storage);
-        Ok(Self { wish, selection, placement, storage, header_only, structured })
+        let &LoadRequest { header_only, structured, restore_aliases, skip_unknown, .. } = request;
+        let (storage, version) = (options(&request.storage), request.version.clone());
+        Ok(Self {
+            wish,
+            selection,
+            placement,
+            storage,
+            header_only,
+            structured,
+            version,
+            restore_aliases,
+            skip_unknown,
+        })
     }
 
     pub(super) fn with<'a>(
@@ -50,15 +69,18 @@ impl Wanted {
         buffers: &'a Buffers,
         watch: &'a Watch<'a>,
     ) -> loading::Request<'a> {
-        let Self { wish, selection, placement, storage, header_only, structured } = self;
+        let Self { wish, selection, placement, storage, version, .. } = self;
         loading::Request {
             wish: *wish,
             selection: selection.clone(),
             placement,
             targets,
             storage,
-            header_only: *header_only,
-            structured: *structured,
+            header_only: self.header_only,
+            structured: self.structured,
+            version: Some(version.as_str()).filter(|version| !version.is_empty()),
+            restore_aliases: self.restore_aliases,
+            skip_unknown: self.skip_unknown,
             buffers,
             watch,
         }
@@ -92,11 +114,31 @@ fn selection(path: &Path, request: &LoadRequest) -> Result<Selection> {
                 format!("slices has dimension, start and stop for a cut, not {count} numbers");
             return Err(Error::argument("load", path, reason).with_tensor(name));
         }
-        let cuts = cuts.chunks_exact(3);
-        let cuts = cuts.map(|cut| Cut { dim: cut[0], start: cut[1], stop: cut[2] }).collect();
+        let cuts = cuts.chunks_exact(3).fold(Vec::new(), with_cut);
         selection.slices.insert(name.clone(), cuts);
     }
     Ok(selection)
+}
+
+/// A stop that says that `start` is one element, whose dimension the result does not have.
+const INDEX: i64 = i64::MIN;
+
+/// A stop that says that `start` is the step of the cut before.
+const STEP: i64 = i64::MIN + 1;
+
+/// `cuts` with one more, which has dimension, start and stop.
+fn with_cut(mut cuts: Vec<Cut>, numbers: &[i64]) -> Vec<Cut> {
+    let (dim, start, stop) = (numbers[0], numbers[1], numbers[2]);
+    let part = match (stop, cuts.last_mut()) {
+        (INDEX, _) => Part::Index(start),
+        (STEP, Some(Cut { dim: same, part: Part::Range { step, .. } })) if *same == dim => {
+            *step = start;
+            return cuts;
+        }
+        _ => Part::Range { start, stop, step: 1 },
+    };
+    cuts.push(Cut { dim, part });
+    cuts
 }
 
 fn placement(request: &LoadRequest) -> Placement {
@@ -120,7 +162,8 @@ fn placement(request: &LoadRequest) -> Placement {
 /// What the caller says of a store.
 pub(super) fn options(told: &StorageOptions) -> storage::Options {
     let pairs = told.pairs.iter().map(|pair| (&*pair.first, &*pair.second));
-    let cache_dir = Some(&told.cache_dir).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let cache_dir = Some(&told.cache_dir).filter(|dir| !dir.is_empty());
+    let cache_dir = cache_dir.map(|dir| PathBuf::from(OsStr::from_bytes(dir)));
     storage::Options { cache_dir, ..storage::Options::new(pairs) }
 }
 
@@ -204,13 +247,22 @@ unsafe impl Sync for StateDict {}
 impl From<loading::Loaded> for Loaded {
     fn from(loaded: loading::Loaded) -> Self {
         let name = |(name, tensor)| Name { name, tensor };
+        let Structure { pickle, locations } = loaded.structure.unwrap_or_default();
         Self {
             storages: loaded.storages.into_iter().map(StorageSpec::from).collect(),
             tensors: loaded.tensors.into_iter().map(TensorSpec::from).collect(),
             names: loaded.names.into_iter().map(name).collect(),
-            structure: loaded.structure.unwrap_or_default(),
+            structure: locations,
+            values: pickle,
+            version: loaded.version,
             region: Box::new(loaded.region),
         }
+    }
+}
+
+impl From<filling::Filled> for Filled {
+    fn from(filled: filling::Filled) -> Self {
+        Self { left: filled.left, loaded: filled.loaded.into() }
     }
 }
 

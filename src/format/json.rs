@@ -114,7 +114,9 @@ impl<'de> Visitor<'de> for TensorVisitor {
                 "shape" => once(&mut shape, map.next_value()?, FIELDS[1])?,
                 "data_offsets" => once(&mut data_offsets, map.next_value()?, FIELDS[2])?,
                 // Read, not skipped: the reference refuses what it cannot read even here.
-                _ => drop(map.next_value::<serde_json::Value>()?),
+                _ => {
+                    map.next_value::<Checked>()?;
+                }
             }
         }
         Ok(RawTensor {
@@ -131,6 +133,61 @@ impl<'de> Visitor<'de> for TensorVisitor {
             shape: seq.next_element()?.ok_or_else(|| missing(1))?,
             data_offsets: seq.next_element()?.ok_or_else(|| missing(2))?,
         })
+    }
+}
+
+/// Any value, of which nothing is kept: a field that nobody knows may hold a tree of a hundred
+/// megabytes of text, which would take many times that as values. What cannot be read as a value,
+/// such as a number out of range, is refused all the same.
+struct Checked;
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CheckedVisitor)
+    }
+}
+
+struct CheckedVisitor;
+
+impl<'de> Visitor<'de> for CheckedVisitor {
+    type Value = Checked;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any valid JSON value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_unit<E>(self) -> Result<Checked, E> {
+        Ok(Checked)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Checked, A::Error> {
+        while seq.next_element::<Checked>()?.is_some() {}
+        Ok(Checked)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Checked, A::Error> {
+        while map.next_entry::<Name, Checked>()?.is_some() {}
+        Ok(Checked)
     }
 }
 

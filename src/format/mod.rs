@@ -8,13 +8,19 @@
 pub mod alias;
 pub mod archive;
 pub mod dtype;
+mod emit;
 pub mod encode;
+mod hashed;
+pub mod identify;
+pub mod inflate;
 pub mod json;
+mod names;
 pub mod pickle;
 pub mod pytorch;
 mod rebuild;
 pub mod safetensors;
-pub mod structure;
+pub mod steps;
+pub mod value;
 pub mod zip;
 
 use std::{borrow::Cow, fmt, ops::Range};
@@ -81,13 +87,47 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+/// Why a pickle is no checkpoint of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    Malformed(Malformed),
+    /// It is well formed and uses a name that is given no meaning here.
+    Unknown(String),
+    /// The caller stopped it.
+    Stopped,
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<steps::Stop> for Refusal {
+    fn from(_: steps::Stop) -> Self {
+        Self::Stopped
+    }
+}
+
 /// Why something that is read piece by piece was not: it is malformed, or its source failed.
 #[derive(Debug)]
 pub enum Unreadable<E> {
     Malformed(Malformed),
     /// It is well formed and uses a name that has no meaning here.
     Unknown(String),
+    /// The caller stopped it.
+    Stopped,
     Source(E),
+}
+
+impl<E> From<Refusal> for Unreadable<E> {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed(malformed) => Self::Malformed(malformed),
+            Refusal::Unknown(name) => Self::Unknown(name),
+            Refusal::Stopped => Self::Stopped,
+        }
+    }
 }
 
 impl<E> From<Malformed> for Unreadable<E> {
@@ -107,3 +147,7 @@ fn one<E>(read: &impl Read<E>, range: Range<u64>) -> Result<Vec<u8>, Unreadable<
     let mut read = read(&[range]).map_err(Unreadable::Source)?;
     Ok(read.pop().unwrap_or_default())
 }
+
+#[cfg(test)]
+#[path = "work_tests.rs"]
+mod work_tests;

@@ -11,11 +11,14 @@
 
 use super::{
     dtype::TorchDtype,
-    pickle::{Id, Pickle},
-    rebuild::{self, Reader},
-    Malformed,
+    hashed,
+    rebuild::Reader,
+    steps::Steps,
+    value::{Pickle, Ref, Value},
+    Refusal,
 };
-use std::collections::{HashMap, HashSet};
+use serde_json::json;
+use std::collections::HashMap;
 
 /// A storage that tensors refer to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Storage {
     pub key: String,
     pub dtype: TorchDtype,
     pub byte_len: u64,
+    /// The device that it was saved from, in torch's words: `cpu`, `cuda:0`.
+    pub location: String,
 }
 
 /// A tensor within a storage; offset and strides count elements.
@@ -37,167 +42,125 @@ pub struct Tensor {
     pub requires_grad: bool,
 }
 
-/// A value as torch.load would give it; identity is kept, so two ids that are equal are one
-/// object.
+/// What a call, a name or a persistent id of the pickle stands for. Numbers, strings and plain
+/// containers are what the pickle says they are.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Node {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// Two's complement, least significant byte first.
-    BigInt(Vec<u8>),
-    Float(f64),
+pub enum Meaning {
+    /// Which of [`Checkpoint::tensors`].
+    Tensor(usize),
+    /// A parameter over one of them.
+    Parameter {
+        tensor: usize,
+        requires_grad: bool,
+    },
+    /// An OrderedDict: the call has its items, and its state are its attributes (`_metadata` of a
+    /// module's state_dict).
+    OrderedDict,
+    /// A Counter: the call has its items.
+    Counter,
     Complex(f64, f64),
-    Str(String),
     Bytes(Vec<u8>),
     ByteArray(Vec<u8>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    /// An OrderedDict, and the dict of its attributes (`_metadata` of a module's state_dict).
-    OrderedDict(Vec<(Id, Id)>, Option<Id>),
-    Set(Vec<Id>),
-    FrozenSet(Vec<Id>),
     Size(Vec<i64>),
     Dtype(TorchDtype),
     Device(String, Option<i64>),
-    /// Which of [`Checkpoint::tensors`].
-    Tensor(usize),
-    /// A parameter over a tensor's node, and the tensor that it is, gradient and all.
-    Parameter {
-        data: Id,
-        requires_grad: bool,
-        tensor: usize,
-    },
     /// A module of a TorchScript archive: the dict of its attributes.
-    Module(Id),
-    /// The same object as another node.
-    Same(Id),
-}
-
-/// What a checkpoint holds.
-#[derive(Debug, Default)]
-pub struct Checkpoint {
-    pub storages: Vec<Storage>,
-    pub tensors: Vec<Tensor>,
-    /// The nodes that can be reached from the root.
-    pub nodes: HashMap<Id, Node>,
-    pub root: Id,
-}
-
-/// Why a pickle is no checkpoint of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    Malformed(Malformed),
-    /// It is well formed and uses a name that this reader gives no meaning.
+    Module(Ref),
+    /// The same object as another value.
+    Same(Ref),
+    /// What has no meaning here, by the name of its class or function.
     Unknown(String),
 }
 
-impl From<Malformed> for Refusal {
-    fn from(malformed: Malformed) -> Self {
-        Self::Malformed(malformed)
-    }
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub storages: Vec<Storage>,
+    pub tensors: Vec<Tensor>,
+    pub(super) pickle: Pickle,
+    /// By slot, of those that can be reached from the root.
+    pub(super) meanings: HashMap<usize, Meaning>,
+    /// Which slots can be reached from the root.
+    pub(super) reached: Vec<bool>,
 }
 
 impl Checkpoint {
-    /// Gives a pickle its meaning.
+    /// Gives a pickle its meaning. With `skip_unknown` what has none becomes [`Meaning::Unknown`]; in
+    /// a TorchScript archive it always does, since its names are of types and nothing more.
     ///
     /// # Errors
     /// [`Refusal::Unknown`] for an imported name without a meaning here, [`Refusal::Malformed`]
     /// for a known call with impossible arguments.
-    pub fn new(pickle: &Pickle) -> Result<Self, Refusal> {
-        rebuild::refuse_unknown_names(&pickle.values)?;
-        let mut reader = Reader::new(pickle);
-        let mut seen = HashSet::from([pickle.root]);
-        let mut waiting = vec![pickle.root];
-        while let Some(id) = waiting.pop() {
-            let node = reader.node(id)?;
-            node.children(|child| {
-                if seen.insert(child) {
-                    waiting.push(child);
-                }
-            });
-            reader.checkpoint.nodes.insert(id, node);
-        }
-        for node in reader.checkpoint.nodes.values() {
-            for id in node.hashed() {
-                let mut size = MAX_HASHED;
-                reader.checkpoint.check_hashable(id, &mut size, 0)?;
-            }
-        }
-        let modules = |node: &Node| matches!(node, Node::Module(_));
-        if !reader.checkpoint.is_module() && reader.checkpoint.nodes.values().any(modules) {
-            return Err(Refusal::Unknown("a scripted module among plain values".to_owned()));
-        }
-        Ok(reader.checkpoint)
-    }
-
-    /// Whether a value may be a key or an element of a set: it will be hashed, and what it holds
-    /// with it, once for each time that it is held.
-    fn check_hashable(&self, id: Id, size: &mut usize, depth: usize) -> Result<(), Malformed> {
-        let refused = || Malformed::new("a key or an element of a set is too large or no such");
-        *size = size.checked_sub(1).ok_or_else(refused)?;
-        match self.nodes.get(&id) {
-            Some(Node::Tuple(items) | Node::FrozenSet(items)) if depth < MAX_HASHED_DEPTH => {
-                items.iter().try_for_each(|&item| self.check_hashable(item, size, depth + 1))
-            }
-            Some(
-                Node::Tuple(_)
-                | Node::FrozenSet(_)
-                | Node::List(_)
-                | Node::Dict(_)
-                | Node::OrderedDict(..)
-                | Node::Set(_)
-                | Node::ByteArray(_)
-                | Node::Module(_)
-                | Node::Same(_),
-            )
-            | None => Err(refused()),
-            Some(_) => Ok(()),
-        }
+    pub fn new(pickle: Pickle, skip_unknown: bool, steps: &Steps<'_>) -> Result<Self, Refusal> {
+        let mut reader = Reader::new(&pickle, skip_unknown, steps);
+        let read = reader.read()?;
+        let checkpoint = Self {
+            storages: read.storages,
+            tensors: read.tensors,
+            meanings: read.meanings,
+            reached: read.reached,
+            pickle,
+        };
+        hashed::check(&checkpoint, steps)?;
+        Ok(checkpoint)
     }
 
     /// Whether it is the module of a TorchScript archive, whose values are its tensors by name.
     #[must_use]
     pub fn is_module(&self) -> bool {
-        matches!(self.nodes.get(&self.root), Some(Node::Module(_)))
+        matches!(self.meaning(self.pickle.root), Some(Meaning::Module(_)))
+    }
+
+    /// The device that each tensor was saved from, and how many tensors in a row have it, as JSON:
+    /// `{"locations": [["cuda:0", 3], ["cpu", 1]]}`.
+    #[must_use]
+    pub fn locations(&self) -> String {
+        let location = |tensor: &Tensor| self.storages[tensor.storage].location.as_str();
+        let runs = runs(self.tensors.iter().map(location));
+        json!({ "locations": runs }).to_string()
+    }
+
+    /// What a call, a name or a persistent id stands for.
+    #[must_use]
+    pub(super) fn meaning(&self, value: Ref) -> Option<&Meaning> {
+        self.meanings.get(&value.index()?)
     }
 }
 
-/// Values that one key may consist of, and how deep they may nest.
-const MAX_HASHED: usize = 1000;
-const MAX_HASHED_DEPTH: usize = 100;
-
-impl Node {
-    /// The nodes that Python hashes when it builds this one.
-    fn hashed(&self) -> Vec<Id> {
-        match self {
-            Self::Set(items) | Self::FrozenSet(items) => items.clone(),
-            Self::Dict(items) | Self::OrderedDict(items, _) => {
-                items.iter().map(|&(key, _)| key).collect()
-            }
-            _ => Vec::new(),
+/// Words in their order, each with how many times it follows itself.
+fn runs<'a>(words: impl Iterator<Item = &'a str>) -> Vec<(&'a str, usize)> {
+    let mut runs: Vec<(&str, usize)> = Vec::new();
+    for word in words {
+        match runs.last_mut() {
+            Some((last, count)) if *last == word => *count += 1,
+            _ => runs.push((word, 1)),
         }
     }
+    runs
+}
 
-    /// Calls `visit` for every node that this one holds.
-    pub fn children(&self, mut visit: impl FnMut(Id)) {
-        match self {
-            Self::List(items) | Self::Tuple(items) | Self::Set(items) | Self::FrozenSet(items) => {
-                items.iter().copied().for_each(visit);
-            }
-            Self::Dict(items) | Self::OrderedDict(items, _) => {
-                for &(key, value) in items {
-                    visit(key);
-                    visit(value);
-                }
-                if let Self::OrderedDict(_, Some(attributes)) = self {
-                    visit(*attributes);
-                }
-            }
-            Self::Parameter { data: id, .. } | Self::Module(id) | Self::Same(id) => visit(*id),
-            _ => {}
+/// Calls `visit` for every value that a slot of this meaning holds.
+pub(super) fn children(
+    pickle: &Pickle,
+    value: Ref,
+    meaning: Option<&Meaning>,
+    mut visit: impl FnMut(Ref),
+) {
+    match (pickle.value(value), meaning) {
+        (_, Some(Meaning::Module(inner) | Meaning::Same(inner))) => visit(*inner),
+        (Value::List(items) | Value::Dict(items) | Value::Set(items), _) => items.for_each(visit),
+        (Value::Tuple(items) | Value::FrozenSet(items), _) => items.iter().copied().for_each(visit),
+        (Value::Call(call), Some(Meaning::OrderedDict | Meaning::Counter)) => {
+            call.items.for_each(&mut visit);
+            call.state.into_iter().for_each(visit);
         }
+        (Value::Call(call), Some(Meaning::Unknown(_))) => {
+            visit(call.args);
+            call.items.for_each(&mut visit);
+            call.appended.for_each(&mut visit);
+            call.state.into_iter().for_each(visit);
+        }
+        _ => {}
     }
 }
 
@@ -232,5 +195,17 @@ impl Tensor {
             Some(_) => Err(format!("{} reaches past its storage of {byte_len} bytes", told())),
             None => Err(overflow()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_told_in_the_order_of_the_tensors() {
+        let told = runs(["cuda:0", "cuda:0", "cpu", "cuda:0"].into_iter());
+        assert_eq!(told, [("cuda:0", 2), ("cpu", 1), ("cuda:0", 1)]);
+        assert_eq!(runs([].into_iter()), []);
     }
 }

@@ -6,9 +6,11 @@
 
 use super::{
     dtype::{TorchDtype, BYTE},
-    pickle::{Call, Id, Pickle, Value},
-    pytorch::{Checkpoint, Node, Refusal, Storage, Tensor},
-    shown, Malformed,
+    pytorch::{children, Meaning, Storage, Tensor},
+    shown,
+    steps::Steps,
+    value::{Call, Pickle, Ref, Value},
+    Malformed, Refusal,
 };
 use std::collections::HashMap;
 
@@ -21,7 +23,10 @@ fn unknown<T>(name: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// The names that a checkpoint may import, besides storages, dtypes and TorchScript's classes.
-const KNOWN: [(&str, &str); 24] = [
+const KNOWN: [(&str, &str); 27] = [
+    ("collections", "Counter"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch.nn.parameter", "Parameter"),
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_tensor_v3"),
@@ -53,6 +58,9 @@ const KNOWN: [(&str, &str); 24] = [
 const COPIES_A_VALUE: usize = 16;
 const FREE_COPIES: usize = 1 << 20;
 
+/// Bytes of the longest location of a storage, such as `cuda:0`.
+const MAX_LOCATION: usize = 64;
+
 /// Classes that TorchScript compiled: their instances are their attributes.
 const SCRIPTED: &str = "__torch__";
 
@@ -67,99 +75,225 @@ fn is_scripted(module: &str) -> bool {
     module == SCRIPTED || module.starts_with("__torch__.")
 }
 
-/// Every storage that a pickle names, used or not, as far as their classes are known.
-///
-/// Even a file that is then refused for an unknown name must not lie about its storages: its
-/// next reader may be torch.
-pub(super) fn storages(pickle: &Pickle) -> Result<Vec<Storage>, Malformed> {
-    let names = refuse_unknown_names(&pickle.values);
-    let mut reader = Reader::new(pickle);
-    for value in &pickle.values {
-        if let Value::Persistent(id) = value {
-            match reader.persistent(*id) {
-                // What is no storage at all is no lie about one; the unknown name says more.
-                Err(Refusal::Malformed(malformed)) if names.is_ok() => return Err(malformed),
-                _ => {}
-            }
-        }
-    }
-    Ok(reader.checkpoint.storages)
+/// Every storage that a pickle names.
+pub(super) fn storages(pickle: &Pickle, steps: &Steps<'_>) -> Result<Vec<Storage>, Refusal> {
+    let mut reader = Reader::new(pickle, false, steps);
+    reader.storages()?;
+    Ok(reader.read.storages)
 }
 
-/// Refuses a pickle that imports what has no meaning here, used or not.
-pub(super) fn refuse_unknown_names(values: &[Value]) -> Result<(), Refusal> {
-    for value in values {
-        if let Value::Global(global) = value {
-            let (module, name) = &**global;
-            if !is_known(module, name) {
-                return unknown(format!("{module}.{name}"));
-            }
-        }
-    }
-    Ok(())
+/// Whether a pickle has a meaning.
+pub(super) fn check(pickle: &Pickle, skip_unknown: bool, steps: &Steps<'_>) -> Result<(), Refusal> {
+    Reader::new(pickle, skip_unknown, steps).read().map(drop)
+}
+
+/// What the id of a storage says: class, key, location and count of elements.
+type Described<'a> = ((&'a str, &'a str), Ref, &'a [u8], i64);
+
+/// What comes of a pickle.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub storages: Vec<Storage>,
+    pub tensors: Vec<Tensor>,
+    pub meanings: HashMap<usize, Meaning>,
+    pub reached: Vec<bool>,
 }
 
 pub(super) struct Reader<'a> {
-    values: &'a [Value],
-    pub checkpoint: Checkpoint,
-    storages: HashMap<&'a str, usize>,
+    pickle: &'a Pickle,
+    steps: &'a Steps<'a>,
+    skip_unknown: bool,
+    read: Read,
+    /// Which storage a key names, by the string's place, since one string may name it many times,
+    /// and by the string.
+    places: HashMap<Ref, usize>,
+    keys: HashMap<&'a [u8], usize>,
+    /// Storages without a byte that have another dtype than the first of their name.
+    empty: HashMap<(usize, TorchDtype), usize>,
     /// Elements that may still be copied: a call can be given the same arguments over and over.
     left: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(pickle: &'a Pickle) -> Self {
-        let checkpoint = Checkpoint { root: pickle.root, ..Checkpoint::default() };
-        let left = FREE_COPIES + COPIES_A_VALUE * pickle.values.len() + pickle.len;
-        Self { values: &pickle.values, checkpoint, storages: HashMap::new(), left }
+    pub fn new(pickle: &'a Pickle, skip_unknown: bool, steps: &'a Steps<'a>) -> Self {
+        let left = FREE_COPIES
+            + COPIES_A_VALUE * pickle.slot_count()
+            + COPIES_A_VALUE * pickle.pool_len().min(pickle.byte_len())
+            + pickle.byte_len();
+        let mut reader = Self {
+            pickle,
+            steps,
+            skip_unknown,
+            read: Read::default(),
+            places: HashMap::new(),
+            keys: HashMap::new(),
+            empty: HashMap::new(),
+            left,
+        };
+        reader.skip_unknown |= reader.is_scripted_module(pickle.root);
+        reader
     }
 
-    /// What a value is, without what it holds.
-    pub fn node(&mut self, id: Id) -> Result<Node, Refusal> {
-        Ok(match &self.values[id] {
-            Value::None => Node::None,
-            Value::Bool(value) => Node::Bool(*value),
-            Value::Int(value) => Node::Int(*value),
-            Value::BigInt(bytes) => Node::BigInt(bytes.clone()),
-            Value::Float(value) => Node::Float(*value),
-            Value::Str(text) => Node::Str(text.clone()),
-            Value::Bytes(bytes) => Node::Bytes(bytes.clone()),
-            Value::ByteArray(bytes) => Node::ByteArray(bytes.clone()),
-            Value::List(items) => Node::List(items.clone()),
-            Value::Tuple(items) => Node::Tuple(items.clone()),
-            Value::Dict(items) => Node::Dict(items.clone()),
-            Value::Set(items) => Node::Set(items.clone()),
-            Value::FrozenSet(items) => Node::FrozenSet(items.clone()),
-            Value::Global(global) => match TorchDtype::from_name(&global.1) {
-                Some(dtype) if global.0 == "torch" => Node::Dtype(dtype),
-                _ => return unknown(format!("{}.{} as a value", global.0, global.1)),
+    /// Gives everything that can be reached from the root its meaning.
+    pub fn read(&mut self) -> Result<Read, Refusal> {
+        if !self.skip_unknown {
+            refuse_unknown_names(self.pickle)?;
+        }
+        let root = self.pickle.root;
+        let is_module = self.is_scripted_module(root);
+        let mut reached = vec![false; self.pickle.slot_count()];
+        let mut waiting = Vec::new();
+        let mut reach = |value: Ref, waiting: &mut Vec<Ref>| {
+            if let Some(index) = value.index() {
+                if !std::mem::replace(&mut reached[index], true) {
+                    waiting.push(value);
+                }
+            }
+        };
+        reach(root, &mut waiting);
+        while let Some(value) = waiting.pop() {
+            let meaning = self.meaning(value)?;
+            if !is_module && !self.skip_unknown && matches!(meaning, Some(Meaning::Module(_))) {
+                return unknown("a scripted module among plain values");
+            }
+            let mut held = 1;
+            children(self.pickle, value, meaning.as_ref(), |child| {
+                held += 1;
+                reach(child, &mut waiting);
+            });
+            self.steps.take(held)?;
+            if let (Some(index), Some(meaning)) = (value.index(), meaning) {
+                self.read.meanings.insert(index, meaning);
+            }
+        }
+        let mut read = std::mem::take(&mut self.read);
+        read.reached = reached;
+        Ok(read)
+    }
+
+    /// Every storage that the pickle names, used or not, as far as their classes are known.
+    ///
+    /// Even a file that is then refused for an unknown name must not lie about its storages: its
+    /// next reader may be torch.
+    fn storages(&mut self) -> Result<(), Refusal> {
+        let is_known = refuse_unknown_names(self.pickle).is_ok();
+        let pickle = self.pickle;
+        for id in pickle.persistent_ids() {
+            self.steps.take(1)?;
+            match self.persistent(id) {
+                // What is no storage at all is no lie about one; the unknown name says more.
+                Err(Refusal::Malformed(malformed)) if is_known => return Err(malformed.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What a call, a name or a persistent id stands for.
+    fn meaning(&mut self, value: Ref) -> Result<Option<Meaning>, Refusal> {
+        let meaning = match self.pickle.value(value) {
+            Value::Global(module, name) => named(module, name),
+            Value::Persistent(_) => unknown("a storage as a value"),
+            Value::Call(call) => self.call(&call),
+            _ => return Ok(None),
+        };
+        match meaning {
+            Err(Refusal::Unknown(_)) if self.skip_unknown => {
+                Ok(Some(Meaning::Unknown(self.name_of(value))))
+            }
+            Ok(Meaning::Module(_))
+                if self.skip_unknown && !self.is_scripted_module(self.pickle.root) =>
+            {
+                Ok(Some(Meaning::Unknown(self.name_of(value))))
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// How a stand-in is called for what has no meaning here.
+    fn name_of(&self, value: Ref) -> String {
+        let class = match self.pickle.value(value) {
+            Value::Call(call) => match (self.class(call.callable), self.tuple(call.args)) {
+                // It makes an instance of its first argument.
+                (Some(("copyreg" | "copy_reg", "_reconstructor")), Ok([class, ..])) => {
+                    self.class(*class)
+                }
+                (class, _) => class,
             },
-            Value::Persistent(_) => return unknown("a storage as a value"),
-            Value::Call(call) => self.call(call)?,
-        })
+            Value::Persistent(id) => match self.tuple(id) {
+                Ok([_, class, ..]) => self.class(*class),
+                _ => None,
+            },
+            _ => self.class(value),
+        };
+        match class {
+            // What Python 2 called it, and the protocols up to 2 still do.
+            Some(("__builtin__", name)) => format!("builtins.{name}"),
+            Some((module, name)) => format!("{module}.{name}"),
+            None => "an object".to_owned(),
+        }
     }
 
-    fn call(&mut self, call: &'a Call) -> Result<Node, Refusal> {
-        let (module, name) = match &self.values[call.callable] {
-            Value::Global(global) => (global.0.as_str(), global.1.as_str()),
-            _ => return malformed("a call of what is no imported name"),
+    /// The imported name that a value is. The old format has the classes of modules as persistent
+    /// ids, with their source.
+    fn class(&self, value: Ref) -> Option<(&'a str, &'a str)> {
+        match self.pickle.value(value) {
+            Value::Global(module, name) => Some((module, name)),
+            Value::Persistent(id) => match (self.pickle.value(id), self.tuple(id)) {
+                (Value::Tuple(_), Ok(&[tag, class, ..])) if self.is_text(tag, "module") => {
+                    match self.pickle.value(class) {
+                        Value::Global(module, name) => Some((module, name)),
+                        _ => None,
+                    }
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn is_scripted_module(&self, value: Ref) -> bool {
+        match self.pickle.value(value) {
+            Value::Call(call) => {
+                call.new && self.class(call.callable).is_some_and(|(module, _)| is_scripted(module))
+            }
+            _ => false,
+        }
+    }
+
+    fn call(&mut self, call: &Call<'a>) -> Result<Meaning, Refusal> {
+        let Value::Global(module, name) = self.pickle.value(call.callable) else {
+            return match self.class(call.callable) {
+                Some((module, name)) => unknown(format!("{module}.{name}")),
+                None if self.skip_unknown => unknown("what a call returns"),
+                None => malformed("a call of what is no imported name"),
+            };
         };
         let args = self.tuple(call.args)?;
         if is_scripted(module) {
             return match call.state {
-                Some(state) if call.new && args.is_empty() => Ok(Node::Module(state)),
+                Some(state) if call.new && args.is_empty() => Ok(Meaning::Module(state)),
                 _ => unknown(format!("{module}.{name} without plain attributes")),
             };
         }
-        let ordered = (module, name) == ("collections", "OrderedDict");
-        let touched = !call.items.is_empty() || call.state.is_some();
-        if call.new || !call.appended.is_empty() || (touched && !ordered) {
+        if !is_known(module, name) {
+            return unknown(format!("{module}.{name}"));
+        }
+        let is_dict = module == "collections";
+        let is_touched = !call.items.is_empty() || call.state.is_some();
+        let is_made_plainly = !call.new || name == "Parameter";
+        if !is_made_plainly || !call.appended.is_empty() || (is_touched && !is_dict) {
             return malformed(format!("{module}.{name} is given a state"));
         }
         match name {
             "OrderedDict" if args.is_empty() => {
-                Ok(Node::OrderedDict(call.items.clone(), call.state))
+                match call.state.map(|state| self.pickle.value(state)) {
+                    None | Some(Value::Dict(_)) => Ok(Meaning::OrderedDict),
+                    Some(_) => malformed("the attributes of an OrderedDict are no dict"),
+                }
             }
+            "Counter" if args.is_empty() && call.state.is_none() => Ok(Meaning::Counter),
+            "_rebuild_tensor" if args.len() == 4 => self.tensor(args, None, None),
             "_rebuild_tensor_v2" if matches!(args.len(), 6 | 7) => {
                 self.tensor(args, None, args.get(6))
             }
@@ -167,7 +301,12 @@ impl<'a> Reader<'a> {
                 self.tensor(args, Some(args[6]), args.get(7))
             }
             "_rebuild_parameter" if args.len() == 3 => self.parameter(args[0], self.bool(args[1])?),
-            "OrderedDict" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" | "_rebuild_parameter" => {
+            "Parameter" if matches!(args.len(), 1 | 2) => {
+                let requires_grad = args.get(1).map_or(Ok(true), |&arg| self.bool(arg))?;
+                self.parameter(args[0], requires_grad)
+            }
+            "OrderedDict" | "Counter" | "Parameter" | "_rebuild_tensor" | "_rebuild_tensor_v2"
+            | "_rebuild_tensor_v3" | "_rebuild_parameter" => {
                 malformed(format!("{name} is given {} arguments", args.len()))
             }
             _ => self.plain(module, name, args),
@@ -175,46 +314,58 @@ impl<'a> Reader<'a> {
     }
 
     /// The calls that make values without a storage.
-    fn plain(&mut self, module: &str, name: &str, args: &'a [Id]) -> Result<Node, Refusal> {
-        let values: Vec<&Value> = args.iter().map(|&id| &self.values[id]).collect();
+    fn plain(&mut self, module: &str, name: &str, args: &'a [Ref]) -> Result<Meaning, Refusal> {
+        self.charge(args.len())?;
+        let values: Vec<Value<'a>> = args.iter().map(|&arg| self.pickle.value(arg)).collect();
         for value in &values {
             self.charge(match value {
-                Value::Tuple(items) | Value::List(items) => items.len(),
-                Value::Str(text) => text.len(),
-                Value::Bytes(bytes) => bytes.len(),
+                Value::Tuple(items) => items.len(),
+                Value::Str(bytes) | Value::Bytes(bytes) => bytes.len(),
                 _ => 1,
             })?;
         }
         Ok(match (name, &values[..]) {
-            ("Size", [Value::Tuple(sizes)]) => Node::Size(self.ints(sizes)?),
-            ("device", [Value::Str(kind)]) => Node::Device(kind.clone(), None),
+            ("Size", [Value::Tuple(sizes)]) => Meaning::Size(self.ints(sizes)?),
+            ("device", [Value::Str(kind)]) => Meaning::Device(text(kind), None),
             ("device", [Value::Str(kind), Value::Int(index)]) => {
-                Node::Device(kind.clone(), Some(*index))
+                Meaning::Device(text(kind), Some(*index))
             }
-            ("encode", [Value::Str(text), Value::Str(encoding)]) if encoding == "latin1" => {
-                let bytes = text.chars().map(|c| u8::try_from(u32::from(c))).collect();
-                match bytes {
-                    Ok(bytes) => Node::Bytes(bytes),
-                    Err(_) => return malformed("bytes hold a character over 255"),
+            ("encode", [Value::Str(_), Value::Str(_)]) => match self.encoded(args) {
+                Some(bytes) => Meaning::Bytes(bytes),
+                None => return malformed("bytes hold a character over 255"),
+            },
+            ("complex", [Value::Float(real), Value::Float(imaginary)]) => {
+                Meaning::Complex(*real, *imaginary)
+            }
+            ("bytes", []) => Meaning::Bytes(vec![]),
+            ("bytearray", []) => Meaning::ByteArray(vec![]),
+            ("bytearray", [Value::Bytes(bytes)]) => Meaning::ByteArray(bytes.to_vec()),
+            ("bytearray", [Value::Call(call)]) => {
+                let args = self.tuple(call.args)?;
+                let is_encoded = matches!(self.class(call.callable), Some(("_codecs", "encode")));
+                let len = args.first().map(|&arg| self.pickle.value(arg));
+                self.charge(len.map_or(1, |value| match value {
+                    Value::Str(bytes) => bytes.len(),
+                    _ => 1,
+                }))?;
+                match is_encoded.then(|| self.encoded(args)).flatten() {
+                    Some(bytes) => Meaning::ByteArray(bytes),
+                    None => return malformed("a bytearray of what is no bytes"),
                 }
             }
-            ("set", [Value::List(items)]) => Node::Set(items.clone()),
-            ("frozenset", [Value::List(items)]) => Node::FrozenSet(items.clone()),
-            ("complex", [Value::Float(real), Value::Float(imaginary)]) => {
-                Node::Complex(*real, *imaginary)
-            }
-            ("bytes", []) => Node::Bytes(vec![]),
-            ("bytearray", []) => Node::ByteArray(vec![]),
-            ("bytearray", [Value::Bytes(bytes)]) => Node::ByteArray(bytes.clone()),
-            ("bytearray", [Value::Call(_)]) => match self.encoded(args[0])? {
-                Some(bytes) => Node::ByteArray(bytes),
-                None => return malformed("a bytearray of what is no bytes"),
-            },
             (
                 "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist",
                 [Value::List(_)],
             )
-            | ("restore_type_tag", [_, Value::Str(_)]) => Node::Same(args[0]),
+            | ("restore_type_tag", [_, Value::Str(_)]) => {
+                if let Value::Call(inner) = &values[0] {
+                    let class = self.class(inner.callable);
+                    if class.is_some_and(|(_, name)| name == "restore_type_tag") {
+                        return malformed("a type tag has another for its value");
+                    }
+                }
+                Meaning::Same(args[0])
+            }
             _ => {
                 return malformed(format!(
                     "{module}.{name} is given arguments that it does not take"
@@ -223,26 +374,24 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The bytes of a call of `_codecs.encode`.
-    fn encoded(&mut self, id: Id) -> Result<Option<Vec<u8>>, Refusal> {
-        let Value::Call(call) = &self.values[id] else { return Ok(None) };
-        let Value::Global(global) = &self.values[call.callable] else { return Ok(None) };
-        if global.1 != "encode" {
-            return Ok(None);
+    /// The bytes that `_codecs.encode(text, "latin1")` makes.
+    fn encoded(&self, args: &[Ref]) -> Option<Vec<u8>> {
+        let &[letters, encoding] = args else { return None };
+        let Value::Str(letters) = self.pickle.value(letters) else { return None };
+        if !self.is_text(encoding, "latin1") {
+            return None;
         }
-        match self.plain(&global.0, &global.1, self.tuple(call.args)?)? {
-            Node::Bytes(bytes) => Ok(Some(bytes)),
-            _ => Ok(None),
-        }
+        let letters = str::from_utf8(letters).ok()?;
+        letters.chars().map(|letter| u8::try_from(u32::from(letter)).ok()).collect()
     }
 
     fn tensor(
         &mut self,
-        args: &'a [Id],
-        dtype: Option<Id>,
-        metadata: Option<&Id>,
-    ) -> Result<Node, Refusal> {
-        if let Some(Value::Dict(flags)) = metadata.map(|&id| &self.values[id]) {
+        args: &'a [Ref],
+        dtype: Option<Ref>,
+        metadata: Option<&Ref>,
+    ) -> Result<Meaning, Refusal> {
+        if let Some(Value::Dict(flags)) = metadata.map(|&flags| self.pickle.value(flags)) {
             if !flags.is_empty() {
                 return unknown("a tensor that is conjugated or negated");
             }
@@ -250,14 +399,12 @@ impl<'a> Reader<'a> {
         let (shape, strides) = (self.tuple(args[2])?, self.tuple(args[3])?);
         self.charge(shape.len() + strides.len())?;
         let storage = self.storage(args[0])?;
-        let dtype = match dtype.map(|id| &self.values[id]) {
-            None => self.checkpoint.storages[storage].dtype,
-            Some(Value::Global(global)) if global.0 == "torch" => {
-                match TorchDtype::from_name(&global.1) {
-                    Some(dtype) => dtype,
-                    None => return malformed(format!("{} is no dtype", global.1)),
-                }
-            }
+        let dtype = match dtype.map(|dtype| self.pickle.value(dtype)) {
+            None => self.read.storages[storage].dtype,
+            Some(Value::Global("torch", name)) => match TorchDtype::from_name(name) {
+                Some(dtype) => dtype,
+                None => return malformed(format!("{name} is no dtype")),
+            },
             Some(_) => return malformed("a tensor's dtype is no dtype"),
         };
         let tensor = Tensor {
@@ -266,111 +413,217 @@ impl<'a> Reader<'a> {
             offset: self.int(args[1])?,
             shape: self.ints(shape)?,
             strides: self.ints(strides)?,
-            requires_grad: self.bool(args[4])?,
+            requires_grad: args.get(4).map_or(Ok(false), |&arg| self.bool(arg))?,
         };
-        let byte_len = self.checkpoint.storages[storage].byte_len;
+        let byte_len = self.read.storages[storage].byte_len;
         tensor.check(byte_len).map_err(Malformed::new)?;
-        self.checkpoint.tensors.push(tensor);
-        Ok(Node::Tensor(self.checkpoint.tensors.len() - 1))
+        self.read.tensors.push(tensor);
+        Ok(Meaning::Tensor(self.read.tensors.len() - 1))
     }
 
     /// A parameter is a tensor of its own over the storage of another.
-    fn parameter(&mut self, data: Id, requires_grad: bool) -> Result<Node, Refusal> {
+    fn parameter(&mut self, data: Ref, requires_grad: bool) -> Result<Meaning, Refusal> {
         let no_tensor = || Refusal::from(Malformed::new("a parameter of what is no tensor"));
-        let Value::Call(call) = &self.values[data] else { return Err(no_tensor()) };
+        let Value::Call(call) = self.pickle.value(data) else { return Err(no_tensor()) };
         // Looked at before the call is: parameters of parameters could nest without end.
-        let made = match &self.values[call.callable] {
-            Value::Global(global) if global.1.starts_with("_rebuild_tensor_v") => {
-                self.call(call)?
+        let made = match self.pickle.value(call.callable) {
+            Value::Global(_, name) if name.starts_with("_rebuild_tensor") => self.call(&call)?,
+            Value::Global(module, name) if !is_known(module, name) => {
+                return unknown(format!("{module}.{name}"))
             }
             _ => return Err(no_tensor()),
         };
-        let Node::Tensor(tensor) = made else { return Err(no_tensor()) };
+        let Meaning::Tensor(tensor) = made else { return Err(no_tensor()) };
         // The call was looked at for this parameter alone; where the pickle uses its result
         // elsewhere, it is looked at again.
-        let parameter = &mut self.checkpoint.tensors[tensor];
+        let parameter = &mut self.read.tensors[tensor];
         parameter.requires_grad = requires_grad;
-        let byte_len = self.checkpoint.storages[parameter.storage].byte_len;
+        let byte_len = self.read.storages[parameter.storage].byte_len;
         parameter.check(byte_len).map_err(Malformed::new)?;
-        Ok(Node::Parameter { data, requires_grad, tensor })
+        Ok(Meaning::Parameter { tensor, requires_grad })
     }
 
-    fn storage(&mut self, id: Id) -> Result<usize, Refusal> {
-        match &self.values[id] {
-            Value::Persistent(id) => self.persistent(*id),
+    fn storage(&mut self, value: Ref) -> Result<usize, Refusal> {
+        match self.pickle.value(value) {
+            Value::Persistent(id) => self.persistent(id),
             _ => malformed("a tensor lies in what is no storage"),
         }
     }
 
     /// Takes down a storage by its persistent id.
-    fn persistent(&mut self, id: Id) -> Result<usize, Refusal> {
+    fn persistent(&mut self, id: Ref) -> Result<usize, Refusal> {
         let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
-        let parts: Vec<&Value> = self.tuple(id)?.iter().map(|&id| &self.values[id]).collect();
-        let (class, key, elements) = match parts[..] {
-            [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(_), Value::Int(n)]
-            | [Value::Str(tag), Value::Global(class), Value::Str(key), Value::Str(_), Value::Int(n), Value::None]
-                if tag == "storage" =>
+        let parts = self.tuple(id)?;
+        if let &[tag, class, _, _] = parts {
+            if let (true, Value::Global(module, name)) =
+                (self.is_text(tag, "module"), self.pickle.value(class))
             {
-                (class, key, *n)
+                return unknown(format!("{module}.{name}"));
             }
-            [_, _, _, _, _, _] => return unknown("a view of a storage"),
-            _ => return Err(no_storage()),
-        };
-        let dtype = match class.1.as_str() {
-            "UntypedStorage" => BYTE,
-            name => match TorchDtype::from_storage_class(name) {
+        }
+        let (class, key, location, elements) = match *parts {
+            [tag, class, key, location, n] => self.described(tag, class, key, location, n),
+            [tag, class, key, location, n, view] => {
+                let described = self.described(tag, class, key, location, n);
+                if described.is_none() || !matches!(self.pickle.value(view), Value::None) {
+                    return unknown("a view of a storage");
+                }
+                described
+            }
+            _ => None,
+        }
+        .ok_or_else(no_storage)?;
+        let dtype = match class {
+            (_, "UntypedStorage") => BYTE,
+            (module, name) => match TorchDtype::from_storage_class(name) {
                 Some(dtype) => dtype,
-                None if is_known(&class.0, name) => return Err(no_storage()),
-                None => return unknown(format!("{}.{name}", class.0)),
+                None if is_known(module, name) => return Err(no_storage()),
+                None => return unknown(format!("{module}.{name}")),
             },
         };
         let byte_len = u64::try_from(elements)
             .ok()
             .and_then(|elements| elements.checked_mul(dtype.item_size()))
             .ok_or_else(|| {
-                Malformed::new(format!("storage {} of {elements} elements", shown(key)))
+                Malformed::new(format!("storage {} of {elements} elements", self.shown(key)))
             })?;
-        if let Some(&index) = self.storages.get(key.as_str()) {
-            let known = &self.checkpoint.storages[index];
-            if (known.byte_len, known.dtype) != (byte_len, dtype) {
-                return malformed(format!("storage {} is described in two ways", shown(key)));
+        self.named_storage(key, dtype, byte_len, location)
+    }
+
+    /// The storage of a key, which is taken down if it is new.
+    fn named_storage(
+        &mut self,
+        key: Ref,
+        dtype: TorchDtype,
+        byte_len: u64,
+        location: &'a [u8],
+    ) -> Result<usize, Refusal> {
+        let Value::Str(name) = self.pickle.value(key) else {
+            return malformed("a tensor lies in what is no storage");
+        };
+        let known = self.places.get(&key).copied().or_else(|| self.keys.get(name).copied());
+        let index = match known {
+            None => self.push(name, dtype, byte_len, location)?,
+            Some(index) => {
+                let storage = &self.read.storages[index];
+                match (storage.byte_len == byte_len, storage.dtype == dtype) {
+                    (true, true) => index,
+                    // Tensors without elements may share one storage whatever their dtypes are.
+                    (true, false) if byte_len == 0 => {
+                        if let Some(&twin) = self.empty.get(&(index, dtype)) {
+                            return Ok(twin);
+                        }
+                        let twin = self.push(name, dtype, 0, location)?;
+                        self.empty.insert((index, dtype), twin);
+                        return Ok(twin);
+                    }
+                    _ => {
+                        let key = self.shown(key);
+                        return malformed(format!("storage {key} is described in two ways"));
+                    }
+                }
             }
-            return Ok(index);
-        }
-        let index = self.checkpoint.storages.len();
-        self.checkpoint.storages.push(Storage { key: key.clone(), dtype, byte_len });
-        self.storages.insert(key, index);
+        };
+        self.places.insert(key, index);
+        self.keys.insert(name, index);
         Ok(index)
+    }
+
+    fn push(
+        &mut self,
+        name: &[u8],
+        dtype: TorchDtype,
+        byte_len: u64,
+        location: &[u8],
+    ) -> Result<usize, Refusal> {
+        if location.len() > MAX_LOCATION {
+            let len = location.len();
+            return malformed(format!(
+                "storage {} has a location of {len} bytes",
+                shown(&text(name))
+            ));
+        }
+        let (key, location) = (text(name), text(location));
+        self.read.storages.push(Storage { key, dtype, byte_len, location });
+        Ok(self.read.storages.len() - 1)
+    }
+
+    /// Class, key, location and count of elements, if these are the parts of a storage's id.
+    fn described(
+        &self,
+        tag: Ref,
+        class: Ref,
+        key: Ref,
+        location: Ref,
+        elements: Ref,
+    ) -> Option<Described<'a>> {
+        let values = [key, location, elements].map(|part| self.pickle.value(part));
+        match (self.pickle.value(class), values) {
+            (
+                Value::Global(module, name),
+                [Value::Str(_), Value::Str(location), Value::Int(elements)],
+            ) if self.is_text(tag, "storage") => Some(((module, name), key, location, elements)),
+            _ => None,
+        }
+    }
+
+    fn shown(&self, key: Ref) -> String {
+        shown(&self.pickle.text(key).unwrap_or_default())
+    }
+
+    fn is_text(&self, value: Ref, text: &str) -> bool {
+        matches!(self.pickle.value(value), Value::Str(bytes) if bytes == text.as_bytes())
     }
 
     fn charge(&mut self, copies: usize) -> Result<(), Refusal> {
         let too_much = || Malformed::new("calls are given the same arguments too often");
         self.left = self.left.checked_sub(copies).ok_or_else(too_much)?;
+        self.steps.take(copies)?;
         Ok(())
     }
 
-    fn tuple(&self, id: Id) -> Result<&'a [Id], Refusal> {
-        match &self.values[id] {
+    fn tuple(&self, value: Ref) -> Result<&'a [Ref], Refusal> {
+        match self.pickle.value(value) {
             Value::Tuple(items) => Ok(items),
             _ => malformed("a call has what is no tuple where it takes one"),
         }
     }
 
-    fn int(&self, id: Id) -> Result<i64, Refusal> {
-        match self.values[id] {
+    fn int(&self, value: Ref) -> Result<i64, Refusal> {
+        match self.pickle.value(value) {
             Value::Int(number) => Ok(number),
             _ => malformed("a call has what is no integer where it takes one"),
         }
     }
 
-    fn ints(&self, ids: &[Id]) -> Result<Vec<i64>, Refusal> {
-        ids.iter().map(|&id| self.int(id)).collect()
+    fn ints(&self, values: &[Ref]) -> Result<Vec<i64>, Refusal> {
+        values.iter().map(|&value| self.int(value)).collect()
     }
 
-    fn bool(&self, id: Id) -> Result<bool, Refusal> {
-        match self.values[id] {
+    fn bool(&self, value: Ref) -> Result<bool, Refusal> {
+        match self.pickle.value(value) {
             Value::Bool(value) => Ok(value),
             _ => malformed("a call has what is no bool where it takes one"),
         }
     }
+}
+
+/// Refuses a pickle that imports what has no meaning here, used or not.
+pub(super) fn refuse_unknown_names(pickle: &Pickle) -> Result<(), Refusal> {
+    match pickle.globals().find(|(module, name)| !is_known(module, name)) {
+        Some((module, name)) => unknown(format!("{module}.{name}")),
+        None => Ok(()),
+    }
+}
+
+/// What an imported name is as a value.
+fn named(module: &str, name: &str) -> Result<Meaning, Refusal> {
+    match TorchDtype::from_name(name) {
+        Some(dtype) if module == "torch" => Ok(Meaning::Dtype(dtype)),
+        _ => unknown(format!("{module}.{name} as a value")),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -121,9 +121,10 @@ impl Header {
         }
         let data_start = LENGTH_BYTES + json.len() as u64;
         if data_start.checked_add(last) != Some(file_len) {
+            let end = u128::from(data_start) + u128::from(last);
+            let why = if end > file_len.into() { ": it is cut short" } else { "" };
             return Err(Malformed::new(format!(
-                "tensors end at byte {} but the file at byte {file_len}",
-                u128::from(data_start) + u128::from(last)
+                "tensors end at byte {end} but the file at byte {file_len}{why}"
             )));
         }
         Ok(Self { tensors, metadata: raw.metadata, data_start })

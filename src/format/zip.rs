@@ -1,16 +1,19 @@
-//! The directory of a zip archive, as far as PyTorch writes them: stored entries, zip64.
+//! The directory of a zip archive: stored and deflated entries, zip64.
 //!
 //! ```text
 //! | local header | data | local header | data | ... | directory | [zip64 end, locator] | end |
 //! ```
 //!
-//! A checkpoint is mapped, so an entry is useful only where its bytes lie in the file as they
-//! are: [`Entry::stored`] refuses the deflated ones (TorchScript has its code in such) and the
-//! encrypted ones. An archive can also lie, by pointing two
-//! entries at the same bytes or an entry into the directory; torch then returns garbage, and
-//! this reader refuses. Source: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
+//! PyTorch writes stored entries, whose bytes lie in the file as they are; who unpacks a checkpoint
+//! and zips it again has deflated ones. No other compression is read, and nothing encrypted. An
+//! archive can also lie, by pointing two entries at the same bytes or an entry into the directory;
+//! torch then returns garbage, and this reader refuses. Source: APPNOTE.TXT 6.3.10, sections 4.3
+//! and 4.5.3.
 
-use super::{one, shown, Malformed, Read, Unreadable};
+use super::{
+    inflate::{Deflated, MAX_RATIO},
+    one, shown, Malformed, Read, Unreadable,
+};
 use std::ops::Range;
 
 const LOCAL: u32 = 0x0403_4b50;
@@ -44,29 +47,67 @@ const EXTRA_64: u16 = 1;
 pub struct Entry {
     pub name: String,
     data: Range<u64>,
+    /// Bytes of what it holds, and their checksum.
+    len: u64,
+    crc32: u32,
     packing: Packing,
 }
 
+/// How an entry is packed: its method, 0 if it is stored and 8 if it is deflated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
-    Stored,
-    Compressed,
-    Encrypted,
+struct Packing {
+    method: u16,
+    is_encrypted: bool,
+}
+
+const STORED: Packing = Packing { method: 0, is_encrypted: false };
+const DEFLATED: Packing = Packing { method: 8, is_encrypted: false };
+
+/// Where an entry's bytes are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// In the file as they are.
+    Stored(Range<u64>),
+    Deflated(Deflated),
+}
+
+impl Found {
+    /// Bytes of what the entry holds.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        match self {
+            Self::Stored(range) => range.end - range.start,
+            Self::Deflated(deflated) => deflated.len,
+        }
+    }
 }
 
 impl Entry {
-    /// Where the file has the entry's bytes as they are.
+    /// Where the entry's bytes are found.
     ///
     /// # Errors
-    /// An entry that is compressed or encrypted.
-    pub fn stored(&self) -> Result<Range<u64>, Malformed> {
-        let refused = |what: &str| {
-            Err(Malformed::new(format!("zip entry {} is {what}, not stored", shown(&self.name))))
-        };
+    /// An entry that is encrypted, or compressed otherwise than deflated.
+    pub fn find(&self) -> Result<Found, Malformed> {
+        let Self { data, len, crc32, .. } = self.clone();
         match self.packing {
-            Packing::Stored => Ok(self.data.clone()),
-            Packing::Compressed => refused("compressed"),
-            Packing::Encrypted => refused("encrypted"),
+            STORED => Ok(Found::Stored(data)),
+            DEFLATED if len / MAX_RATIO > data.end - data.start => Err(Malformed::new(format!(
+                "zip entry {} says that it grows to more than deflated bytes can",
+                shown(&self.name)
+            ))),
+            DEFLATED => {
+                let name = self.name.clone();
+                Ok(Found::Deflated(Deflated { name, from: data, len, crc32 }))
+            }
+            Packing { is_encrypted: true, .. } => {
+                let reason = format!("zip entry {} is encrypted", shown(&self.name));
+                Err(Malformed::new(reason))
+            }
+            Packing { method, .. } => Err(Malformed::new(format!(
+                "zip entry {} is compressed by method {method}; only deflated (8) and stored (0) \
+                 entries can be read",
+                shown(&self.name)
+            ))),
         }
     }
 }
@@ -128,16 +169,7 @@ impl End {
         let missing = || Malformed::new("zip archive is cut short: it has no end record");
         let tail_start = len.saturating_sub(END_LEN + MAX_COMMENT + LOCATOR_64_LEN);
         let tail = one(read, tail_start..len)?;
-        let at = (0..=tail.len().checked_sub(END_LEN as usize).ok_or_else(missing)?)
-            .rev()
-            .find(|&at| {
-                let mut fields = Fields(&tail[at..]);
-                let signed = fields.u32() == Some(END);
-                // The comment fills the rest, or this is no end record but bytes like one.
-                let comment = fields.skip(16).and_then(|()| fields.u16());
-                signed && comment.map(usize::from) == Some(tail.len() - at - END_LEN as usize)
-            })
-            .ok_or_else(missing)?;
+        let at = record_in(&tail).ok_or_else(missing)?;
         let mut fields = Fields(&tail[at + 4..]);
         let short = (|| {
             let (disk, start_disk) = (fields.u16()?, fields.u16()?);
@@ -182,11 +214,34 @@ impl End {
     }
 }
 
+/// Where the end record begins: the last whose comment fills the rest, or else the last, since bytes
+/// behind an archive (a newline, padding) are no part of it. torch takes the last.
+fn record_in(tail: &[u8]) -> Option<usize> {
+    let last = tail.len().checked_sub(END_LEN as usize)?;
+    let behind = |at: usize| {
+        let mut fields = Fields(&tail[at..]);
+        let is_signed = fields.u32() == Some(END);
+        fields.skip(16)?;
+        let comment = usize::from(fields.u16()?);
+        if is_signed {
+            fields.0.len().checked_sub(comment)
+        } else {
+            None
+        }
+    };
+    let is_signed = |&at: &usize| tail[at..].starts_with(&END.to_le_bytes());
+    let exact = (0..=last).rev().find(|&at| behind(at) == Some(0));
+    exact.or_else(|| (0..=last).rev().find(is_signed).filter(|&at| behind(at).is_some()))
+}
+
 /// An entry as the directory lists it.
 struct Listed {
     name: String,
     /// Bytes it takes in the file.
-    size: u64,
+    packed: u64,
+    /// Bytes of what it holds, and their checksum.
+    len: u64,
+    crc32: u32,
     local: u64,
     packing: Packing,
 }
@@ -201,29 +256,26 @@ impl Listed {
         let numbers = (|| {
             fields.skip(4)?;
             let (flags, method) = (fields.u16()?, fields.u16()?);
-            fields.skip(8)?;
+            fields.skip(4)?;
+            let crc32 = fields.u32()?;
             let (packed, size) = (fields.u32()?, fields.u32()?);
             let lengths = (fields.u16()?, fields.u16()?, fields.u16()?);
             fields.skip(8)?;
-            Some((flags, method, packed, size, lengths, fields.u32()?))
+            Some((flags, method, crc32, packed, size, lengths, fields.u32()?))
         })();
-        let (flags, method, packed, size, lengths, local) = numbers.ok_or_else(cut)?;
+        let (flags, method, crc32, packed, size, lengths, local) = numbers.ok_or_else(cut)?;
         let name = rest.take(lengths.0.into()).ok_or_else(cut)?;
         let extra = rest.take(lengths.1.into()).ok_or_else(cut)?;
         rest.skip(lengths.2.into()).ok_or_else(cut)?;
         let name = String::from_utf8_lossy(name).into_owned();
         let refused = |what: &str| Malformed::new(format!("zip entry {} {what}", shown(&name)));
-        let packing = match (flags & 1, method) {
-            (0, 0) => Packing::Stored,
-            (0, _) => Packing::Compressed,
-            _ => Packing::Encrypted,
-        };
+        let packing = Packing { method, is_encrypted: flags & 1 == 1 };
         let wide = Wide { size, packed, local, extra };
         let (size, packed, local) = wide.read().ok_or_else(|| refused("lacks its 64-bit sizes"))?;
-        if packing == Packing::Stored && size != packed {
+        if packing == STORED && size != packed {
             return Err(refused("is stored in a size that is not its own"));
         }
-        Ok(Self { name, size: packed, local, packing })
+        Ok(Self { name, packed, len: size, crc32, local, packing })
     }
 
     /// Where the fixed part of the entry's local header lies, before the directory.
@@ -242,17 +294,18 @@ impl Listed {
         let header = (|| {
             let signed = fields.u32()? == LOCAL;
             fields.skip(2)?;
-            let plain = fields.u16()? & 1 == 0 && fields.u16()? == 0;
+            let is_encrypted = fields.u16()? & 1 == 1;
+            let packing = Packing { is_encrypted, method: fields.u16()? };
             fields.skip(16)?;
-            (signed && plain == (self.packing == Packing::Stored))
+            (signed && packing == self.packing)
                 .then_some(u64::from(fields.u16()?) + u64::from(fields.u16()?))
         })();
         let variable = header.ok_or_else(|| self.refused("has no header of its own"))?;
         let start = self.local + LOCAL_LEN + variable;
-        let end = start.checked_add(self.size).filter(|&end| end <= directory);
+        let end = start.checked_add(self.packed).filter(|&end| end <= directory);
         let end = end.ok_or_else(|| self.refused("lies outside the archive"))?;
-        let Self { name, local, packing, .. } = self;
-        Ok((local, Entry { name, data: start..end, packing }))
+        let Self { name, local, len, crc32, packing, .. } = self;
+        Ok((local, Entry { name, data: start..end, len, crc32, packing }))
     }
 }
 

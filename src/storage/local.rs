@@ -27,6 +27,8 @@ pub struct LocalFile {
     file: File,
     len: u64,
     owner: u32,
+    /// Tells it from another version: its device and number, when it was written to, its length.
+    version: String,
 }
 
 impl LocalFile {
@@ -51,7 +53,25 @@ impl LocalFile {
             return Err(Error::argument(ACTION, path, "not a regular file"));
         }
         let (len, owner) = (metadata.len(), metadata.uid());
-        Ok(Self { path: path.to_owned(), file, len, owner })
+        let (device, number) = (metadata.dev(), metadata.ino());
+        let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+        let version = format!("{device} {number} {seconds}.{nanoseconds} {len}");
+        Ok(Self { path: path.to_owned(), file, len, owner, version })
+    }
+
+    /// A copy of an object that is open already, by the name that messages are to use. Its version
+    /// is the object's.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn of(file: File, name: &Path, version: String) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let (len, owner) = (metadata.len(), metadata.uid());
+        Ok(Self { path: name.to_owned(), file, len, owner, version })
+    }
+
+    /// The same file as if it ended after `len` bytes, no later than it does.
+    #[cfg(feature = "cloud")]
+    pub(crate) fn cut(self, len: u64) -> Self {
+        Self { len: len.min(self.len), ..self }
     }
 
     /// Whether the kernel tells this process what the page cache holds of the file: it tells the
@@ -76,12 +96,6 @@ impl LocalFile {
         }
     }
 
-    /// The same file by the name that messages are to use.
-    #[cfg(feature = "cloud")]
-    pub(crate) fn called(self, name: &Path) -> Self {
-        Self { path: name.to_owned(), ..self }
-    }
-
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -102,6 +116,10 @@ impl Source for LocalFile {
 
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64, _: &Watch<'_>) -> io::Result<()> {

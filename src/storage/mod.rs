@@ -5,8 +5,10 @@
 
 #[cfg(feature = "cloud")]
 mod cloud;
+pub mod inflated;
 pub mod local;
 mod options;
+pub mod order;
 mod sfcs;
 pub mod sink;
 mod system;
@@ -34,7 +36,7 @@ pub fn open(path: &Path, options: &Options, watch: &Watch<'_>) -> Result<Box<dyn
     }
 }
 
-fn place<'a>(action: &'static str, path: &'a Path) -> Result<Place<'a>> {
+pub(crate) fn place<'a>(action: &'static str, path: &'a Path) -> Result<Place<'a>> {
     address::place(path).map_err(|unnamed| match unnamed {
         Unnamed::Unknown(scheme) => Error::not_implemented(action, path, scheme),
         Unnamed::Because(reason) => Error::argument(action, path, reason),
@@ -67,6 +69,37 @@ pub fn create(
         Place::Cloud(scheme, rest) => create_object(path, (scheme, rest), creation, options, watch),
         Place::Sfcs(rooted) => Ok(Box::new(sfcs::SfcsSink::create(path, &rooted, creation)?)),
     }
+}
+
+/// Puts the file that `sink` holds in its place, unless a save that was called later has done so
+/// already: then what is there stays.
+///
+/// # Errors
+/// As [`Sink::commit`]; `EEXIST` where an overtaken save was not to replace anything.
+pub fn commit(
+    sink: Box<dyn Sink>,
+    path: &Path,
+    ticket: &order::Ticket,
+    watch: &Watch<'_>,
+) -> Result<()> {
+    let turn = order::turn(ticket, &sink.target(), watch);
+    let Some(turn) = turn.map_err(|error| Error::io("save", path, error))? else {
+        return overtaken(&*sink, path);
+    };
+    sink.commit(watch)?;
+    turn.taken();
+    Ok(())
+}
+
+/// What becomes of a save when a later one has taken its target's place.
+///
+/// # Errors
+/// `EEXIST` where it was not to replace anything.
+pub fn overtaken(sink: &dyn Sink, path: &Path) -> Result<()> {
+    if sink.overwrites() {
+        return Ok(());
+    }
+    Err(Error::errno_of("save", path, libc::EEXIST))
 }
 
 #[cfg(feature = "cloud")]
@@ -122,6 +155,11 @@ pub trait Source: Send + Sync + Debug {
     #[allow(clippy::len_without_is_empty)] // an empty file is malformed like any short one
     fn len(&self) -> u64;
 
+    /// Tells one version of it from another, as far as its storage does.
+    fn version(&self) -> String {
+        self.len().to_string()
+    }
+
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
@@ -143,6 +181,16 @@ pub trait Source: Send + Sync + Debug {
         None
     }
 
+    /// From where on a range is best read whole, because parts of it cost as much.
+    fn whole_from(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// Whether it is read from its beginning to its end only: what has passed costs another passage.
+    fn is_sequential(&self) -> bool {
+        false
+    }
+
     /// What sort of storage it lies on.
     fn file_system(&self) -> FileSystem;
 
@@ -159,6 +207,12 @@ const MAX_WRITERS: usize = 4;
 /// A file that becomes whole or not at all: whatever stood in its place before stays there until
 /// [`commit`](Self::commit), and what was written goes if that is never called.
 pub trait Sink: Send + Sync {
+    /// What it is about to write, by a name that all spellings have in common.
+    fn target(&self) -> order::Target;
+
+    /// Whether it may take the place of another.
+    fn overwrites(&self) -> bool;
+
     /// Writes `bytes` at `offset`; threads may write disjoint ranges at once.
     ///
     /// # Errors

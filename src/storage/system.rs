@@ -50,19 +50,39 @@ const FILE_SYSTEMS: [(u32, &str, Storage); 22] = [
     (0x7461_636F, "OCFS2", Storage::Remote),
 ];
 
+/// File systems whose files are the kernel's own settings, which are no place for bytes.
+const OF_THE_KERNEL: [u32; 18] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x6265_6570, // configfs
+    0xde5e_81e4, // efivarfs
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0x6165_676c, // pstore
+    0x4249_4e4d, // binfmt_misc
+    0x6e73_6673, // nsfs
+    0x6573_5543, // fusectl
+    0x0765_5821, // resctrl
+    0xabba_1974, // xenfs
+];
+
 impl FileSystem {
     /// The file system of an open file.
     #[must_use]
     pub fn of(file: &File) -> Self {
-        let mut told = MaybeUninit::<libc::statfs>::uninit();
-        // SAFETY: the descriptor is open for the call, which fills `told` if it returns 0.
-        let magic = unsafe {
-            match libc::fstatfs(file.as_raw_fd(), told.as_mut_ptr()) {
-                0 => told.assume_init().f_type as u32,
-                _ => 0,
-            }
-        };
-        Self::from_magic(magic)
+        Self::from_magic(magic_of(file))
+    }
+
+    /// Whether an open file is one of the kernel's settings rather than bytes that are kept.
+    #[must_use]
+    pub fn is_of_the_kernel(file: &File) -> bool {
+        OF_THE_KERNEL.contains(&magic_of(file))
     }
 
     /// What `statfs(2)` calls `f_type`. One that is not known is taken for a disk's.
@@ -72,5 +92,16 @@ impl FileSystem {
             Self { name: "an unknown file system", storage: Storage::Disk },
             |&(_, name, storage)| Self { name, storage },
         )
+    }
+}
+
+fn magic_of(file: &File) -> u32 {
+    let mut told = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open for the call, which fills `told` if it returns 0.
+    unsafe {
+        match libc::fstatfs(file.as_raw_fd(), told.as_mut_ptr()) {
+            0 => told.assume_init().f_type as u32,
+            _ => 0,
+        }
     }
 }

@@ -69,7 +69,7 @@ fn pages(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
             Ok(0) => break,
             Ok(read) => done += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(error) if is_refused(&error) => break,
             Err(error) => return Err(error),
         }
         if !(done as u64).is_multiple_of(PAGE) {
@@ -77,6 +77,11 @@ fn pages(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         }
     }
     Ok(done)
+}
+
+/// Whether reading past the page cache is refused, and not these bytes.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 /// Reads bytes to wherever they are wanted, by way of a buffer.

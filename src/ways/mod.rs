@@ -79,7 +79,10 @@ impl Way {
     pub(crate) fn bring(self, job: &Job<'_>, ranges: &[Range<u64>]) -> io::Result<Option<MmapMut>> {
         let Some(last) = ranges.last() else { return Ok(None) };
         if let (Self::Map, Some(file)) = (self, job.file.local()) {
-            return map::map(job, file, ranges).map(Some);
+            if let Some(mapped) = map::map(job, file, ranges)? {
+                return Ok(Some(mapped));
+            }
+            // Not every file system can be mapped, nor may every process map files: such are read.
         }
         let mut memory = room(last.end, ranges)?;
         let mut rest: &mut [u8] = &mut memory;

@@ -75,12 +75,18 @@ impl<'a> Populating<'a> {
         loop {
             match self.map.advise_range(Advice::PopulateRead, start, len) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Linux before 5.14 does not know the advice: pages then come as they are touched.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+                // Linux before 5.14 does not know the advice, and a filter of system calls may not
+                // allow it: pages then come as they are touched.
+                Err(error) if is_refused(&error) => return Ok(()),
                 result => return result,
             }
         }
     }
+}
+
+/// Whether the advice itself is refused, and not a page.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM))
 }
 
 /// The page in which `range` begins, and those in it at multiples of `step` in memory that begins at

@@ -131,6 +131,13 @@ CASE(shared_tensors_are_refused_noted_or_cloned) {
   const auto noted = veturboio::load(path);
   EXPECT(identical(noted.at("head"), tied) && identical(noted.at("embedding"), tied));
   EXPECT(noted.at("head").data_ptr() == noted.at("embedding").data_ptr());
+  const auto stored = veturboio::load(path, {.restore_aliases = false});
+  EXPECT(stored.size() == 1 && stored.contains("head"));
+  EXPECT(veturboio::metadata(path).at("format") == "pt");
+  EXPECT(veturboio::explain(path, {.names = {{"embedding"}}}).find("32 bytes") !=
+         std::string::npos);
+  text_of<c10::ValueError>(
+      [&] { veturboio::explain(path, {.names = {{"embedding"}}, .restore_aliases = false}); });
 
   veturboio::save(tensors, path,
                   {.force_save_shared_tensor = true, .force_clone_shared_tensor = true});

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def threads_of(act: Callable[[], object], enough: int) -> int:
         done.set()
         watcher.join()
     return max(seen)
+
+
+def time_of_others(act: Callable[[], object]) -> int:
+    """Nanoseconds that threads other than this one computed while ``act`` ran, ended ones too.
+
+    The kernel counts them, however busy the machine is, so that no thread is missed. Not positive
+    if there was none: a little of what this thread does between two clocks is taken off.
+    """
+    here, everywhere = time.thread_time_ns(), time.process_time_ns()
+    act()
+    return time.process_time_ns() - everywhere - (time.thread_time_ns() - here)
+
+
+def has_help(act: Callable[[], object]) -> bool:
+    """Whether ``act`` has other threads compute: torch's own may, for a moment after its work."""
+    return all(time_of_others(act) > 0 for _ in range(20))
 
 
 def read_from_disk(act: Callable[[], object]) -> int:

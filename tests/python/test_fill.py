@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from probe import assert_same, maps_of, same
+from opens import opens_of
+from probe import DTYPES, assert_same, maps_of, random_tensor, same
 
 import veturboio
 
@@ -171,3 +172,71 @@ def test_script_and_operator_fill_too(model: Path) -> None:
         given = targets()
         assert_same(act(str(model), given), STATE)
         assert_same(given, STATE)
+
+
+def test_conjugated_and_negated_targets_are_filled(tmp_path: Path) -> None:
+    """Their bytes are not what they mean."""
+    source = {
+        "conj": torch.randn(6, dtype=torch.complex64),
+        "neg": torch.randn(6),
+        "plain": torch.randn(6, dtype=torch.complex64),
+    }
+    for write in (veturboio.save_file, torch.save, legacy):
+        write(source, tmp_path / "model")
+        given = {
+            "conj": torch.zeros(6, dtype=torch.complex64).conj(),
+            "neg": torch._neg_view(torch.zeros(6)),
+            "plain": torch.zeros(6, dtype=torch.complex64),
+        }
+        assert given["conj"].is_conj() and given["neg"].is_neg()
+        veturboio.load(tmp_path / "model", state_dict=given)
+        assert all(torch.equal(given[name], source[name]) for name in source)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_views_of_every_dtype_are_filled_bit_for_bit(tmp_path: Path, name: str) -> None:
+    """Torch has no copy for some of them; nothing is converted on the way."""
+    base = random_tensor(DTYPES[name], 6, 4)
+    saved = {"turned": base.t(), "part": base[1:3]}
+    torch.save(saved, tmp_path / "model.pt")
+    given = {part: random_tensor(DTYPES[name], *view.shape) for part, view in saved.items()}
+    veturboio.load(tmp_path / "model.pt", state_dict=given)
+    for part, view in saved.items():
+        assert same(given[part], view)
+
+
+def test_what_is_left_to_torch_comes_from_the_same_open_file(tmp_path: Path) -> None:
+    """Opened again by its name it might be another file by now."""
+    base = torch.arange(24.0).reshape(4, 6)
+    saved = {"turned": base.t(), "part": base[1:3], "whole": base.clone()}
+    given = {name: torch.zeros(*value.shape) for name, value in saved.items()}
+    path = tmp_path / "model.pt"
+    for write in (torch.save, legacy):
+        write(saved, path)
+        opened = opens_of(path, lambda: veturboio.load(path, state_dict=given, way="read"))
+        assert opened == 1
+        assert_same(given, {name: value.contiguous() for name, value in saved.items()})
+
+
+def test_progress_counts_what_is_left_to_torch_too(tmp_path: Path) -> None:
+    base = torch.arange(2.0**20).view(1024, 1024)
+    torch.save({"turned": base.t()}, tmp_path / "model.pt")
+    seen: list[tuple[int, int]] = []
+    given = {"turned": torch.zeros(1024, 1024)}
+    progress = lambda done, of: seen.append((done, of))  # noqa: E731
+    veturboio.load(tmp_path / "model.pt", state_dict=given, progress=progress)
+    assert seen[-1] == (base.nbytes, base.nbytes)
+
+
+@pytest.mark.parametrize("wrong", [torch.half, torch.double, torch.int32, torch.complex64])
+def test_nothing_is_converted_without_a_word(tmp_path: Path, wrong: torch.dtype) -> None:
+    """Neither what is read into place nor what torch copies."""
+    base = torch.arange(24.0).reshape(4, 6)
+    for name, saved in {"turned": base.t(), "part": base[1:3], "whole": base.clone()}.items():
+        for write in (torch.save, legacy):
+            write({name: saved, "other": torch.ones(3)}, tmp_path / "model.pt")
+            given = {name: torch.zeros(24, dtype=wrong), "other": torch.zeros(3)}
+            words = f'"{name}": allocated tensor dtype not match: the file has Float, not '
+            with pytest.raises(veturboio.ArgumentError, match=words):
+                veturboio.load(tmp_path / "model.pt", state_dict=given)
+            assert not given[name].any() and not given["other"].any()

@@ -337,11 +337,11 @@ def test_interrupted_by_the_user(tmp_path: Path) -> None:
     assert_one_whole_save(tmp_path / "model.safetensors")
 
 
-#: Seconds from a signal to the end of the load that it stops.
-AT_ONCE = 2
+#: Seconds from a signal to the end of the load that it stops, on a busy machine.
+AT_ONCE = 15
 
 #: The same of a save: a disk under load was seen to take seconds for a single write.
-SOON = 15
+SOON = 60
 
 
 class Strike:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,15 @@ def test_round_trip_keeps_the_tie(target: Path) -> None:
 
 
 def test_files_of_the_reference(target: Path) -> None:
-    """They hold a tied weight under one of its names, and no alias that we would restore."""
-    model, twin = Tied(), Tied()
+    """They hold a tied weight under one of its names, and the others in their metadata."""
+    model, twin, untied = Tied(), Tied(), Untied()
     save_model(model, str(target))
-    assert "head.weight" not in veturboio.load(target)
+    loaded = veturboio.load(target)
+    assert loaded["head.weight"] is loaded["embed.weight"]
     assert veturboio.load_model(twin, target) == ([], [])
     assert_equal(twin, model)
+    assert veturboio.load_model(untied, target) == ([], [])
+    assert_equal(untied, model)
 
 
 def test_the_reference_reads_ours(target: Path) -> None:
@@ -80,7 +84,9 @@ def test_the_reference_reads_ours(target: Path) -> None:
 
 def test_a_name_that_only_the_file_ties_is_missing(target: Path) -> None:
     """Where the module does not tie it, nothing has written to it."""
-    save_model(Tied(), str(target))
+    state = Tied().state_dict()
+    del state["head.weight"]
+    save_file(state, target)
     with pytest.raises(RuntimeError, match=r"Missing key.*\"head\.weight\""):
         veturboio.load_model(Untied(), target)
     veturboio.save_model(Tied(), target)  # whose aliases `load` restores
@@ -121,6 +127,38 @@ def test_views_that_were_written_through_others(
     assert veturboio.load_model(views, target, strict=False) == (missing, [])
     for name in saved:
         assert bits(getattr(views, name)) == bits(state[name])
+
+
+def test_views_that_the_reference_removed(target: Path) -> None:
+    """It records a part of a tensor as an alias of the whole, and only the module knows better."""
+
+    class Parts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("whole", torch.rand(4, 6))
+            self.register_buffer("part", self.whole[1:3])
+
+    model, twin = Parts(), Parts()
+    save_model(model, str(target))
+    assert veturboio.metadata(target)["part"] == "whole"
+    assert veturboio.load_model(twin, target) == ([], [])
+    assert_equal(twin, model)
+
+
+def test_an_alias_that_the_module_has_no_name_for(target: Path, tmp_path: Path) -> None:
+    """It is no tensor of the file; a PyTorch file in which two names hold one tensor has both."""
+    weight, bias = torch.rand(3, 2), torch.rand(3)
+    save_file({"weight": weight, "bias": bias}, target, metadata={"source": "weight"})
+    model = torch.nn.Linear(2, 3)
+    assert veturboio.load_model(model, target) == ([], [])
+    assert veturboio.load_model(model, BytesIO(target.read_bytes())) == ([], [])
+    assert bits(model.weight) == bits(weight)
+    state = {"weight": weight, "bias": bias, "extra": weight}
+    veturboio.save_file(state, target, force_save_shared_tensor=True)
+    assert veturboio.load_model(model, target) == ([], [])
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*\"extra\""):
+        veturboio.load_model(model, tmp_path / "model.pt")
 
 
 def test_strict_names_what_is_missing_and_unexpected(target: Path) -> None:
@@ -164,7 +202,9 @@ def test_the_device_to_read_to(target: Path, name: str, device: object) -> None:
 
 def test_a_module_on_meta_knows_its_ties(target: Path) -> None:
     """There, tied weights have no address in common, but are one object."""
-    save_model(Tied(), str(target))
+    state = Tied().state_dict()
+    del state["head.weight"]
+    save_file(state, target)
     with torch.device("meta"):
         tied, untied = Tied(), Untied()
     assert veturboio.load_model(tied, target, map_location="meta", strict=False) == ([], [])

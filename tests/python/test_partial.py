@@ -11,6 +11,7 @@ import pytest
 import torch
 from attacks.builder import file, tensor
 from circumstances import WAYS, every_way, needs_disk
+from indices import some_index
 from probe import DTYPES, assert_same, bits, random_tensor, read_from_disk, same
 from pytorch_files import entries_of, rewrite, tensors_by_name
 
@@ -65,23 +66,6 @@ def part_of(whole: torch.Tensor, index: Any) -> torch.Tensor:
     if whole.dtype == torch.float4_e2m1fn_x2:
         return whole.view(torch.uint8)[index].contiguous().view(whole.dtype)
     return whole[index]
-
-
-def some_slice(chance: random.Random, size: int) -> slice:
-    ends = [None, *range(-size - 2, size + 3)]
-    return slice(chance.choice(ends), chance.choice(ends))
-
-
-def some_index(chance: random.Random, shape: torch.Size) -> Any:
-    """A slice, or slices of some first and last dimensions with ``...`` between them."""
-    if shape and chance.random() < 0.3:
-        return some_slice(chance, shape[0])
-    first = chance.randint(0, len(shape))
-    last = chance.randint(first, len(shape))
-    before = [some_slice(chance, size) for size in shape[:first]]
-    if chance.random() < 0.4:
-        return tuple(before)
-    return (*before, ..., *(some_slice(chance, size) for size in shape[last:]))
 
 
 def some_state(chance: random.Random) -> State:
@@ -273,11 +257,20 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "too many dimensions": ({"slices": {"bias": (slice(1), slice(1))}}, ValueError, '"bias"'),
     "too many around ...": ({"slices": {"bias": (slice(9), ..., slice(9))}}, ValueError, "bias"),
     "slice of a scalar": ({"slices": {"step": slice(1)}}, ValueError, '"step"'),
-    "step": ({"slices": {"bias": slice(0, 4, 2)}}, ValueError, "'bias'.* step 2"),
-    "backwards": ({"slices": {"bias": slice(None, None, -1)}}, ValueError, "'bias'.* step -1"),
+    "backwards": (
+        {"slices": {"bias": slice(None, None, -1)}},
+        ValueError,
+        "'bias'.* step -1, .*: load it whole and flip it",
+    ),
+    "no step": ({"slices": {"bias": slice(None, None, 0)}}, ValueError, "'bias'.* step 0"),
+    "step that is none": ({"slices": {"bias": slice(1, 2, 0.5)}}, TypeError, "'bias'.* step 0.5"),
     "two ellipses": ({"slices": {"weight": (..., slice(1), ...)}}, ValueError, "'weight'"),
-    "index": ({"slices": {"bias": 3}}, TypeError, "'bias'.* int"),
-    "index among slices": ({"slices": {"weight": (slice(1), 0)}}, TypeError, "'weight'.* int"),
+    "index beyond": ({"slices": {"bias": 12}}, ValueError, '"bias": index 12 is out of range'),
+    "index before": ({"slices": {"weight": (..., -8)}}, ValueError, '"weight": index -8 is out of'),
+    "index of nothing": ({"slices": {"none": (0, 0)}}, ValueError, '"none": index 0 is out of'),
+    "index of a scalar": ({"slices": {"step": 0}}, ValueError, '"step": has 0 dimensions'),
+    "index too many": ({"slices": {"bias": (0, 0)}}, ValueError, '"bias": has 1 dimensions'),
+    "huge index": ({"slices": {"bias": -(10**30)}}, ValueError, '"bias": index .* is out of'),
     "fraction": ({"slices": {"bias": slice(0.5, 2)}}, TypeError, "bias"),
     "one name": ({"names": "weight"}, TypeError, "string 'weight'"),
     "name that is none": ({"names": [5]}, TypeError, "name 5 in names is not a str"),
@@ -299,8 +292,8 @@ def test_what_is_refused(
     "options",
     [
         {"names": "a"},
-        {"slices": {"a": 3}},
-        {"slices": {"a": slice(0, 4, 2)}},
+        {"slices": {"a": [3]}},
+        {"slices": {"a": slice(0, 4, -2)}},
         {"map_location": {5: "cpu"}},
         {"state_dict": {"a": 5}},
         {"state_dict": {}, "dtype": torch.half},

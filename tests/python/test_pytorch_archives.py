@@ -6,7 +6,6 @@ import gc
 import os
 import struct
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -358,16 +357,16 @@ with warnings.catch_warnings(record=True) as said:
     assert said[0].filename == "<test>", said[0].filename
     text = str(said[0].message)
     assert text.startswith(f"read {other}: ") and "torch.load(weights_only=True)" in text, text
-    assert "collections.Counter" in text, text
+    assert "_get_layout" in text, text
     veturboio.load(other)
     assert len(said) == 1
-assert one["c"]["a"] == 2 and torch.equal(one["t"], torch.ones(2))
+assert one["c"] is torch.sparse_coo and torch.equal(one["t"], torch.ones(2))
 """
 
 
 def test_what_only_torch_knows_is_left_to_torch_and_said_once(file: Path, run: Run) -> None:
     other = file.with_name("other.pt")
-    torch.save({"c": Counter("aab"), "t": torch.ones(2)}, other)
+    torch.save({"c": torch.sparse_coo, "t": torch.ones(2)}, other)
     run(FALLBACK, file, other)
 
 

@@ -81,7 +81,7 @@ def test_refused(case: Case, attack: Path, asked: list[dict[str, Any]]) -> None:
 def test_refused_by_every_other_door(case: Case, attack: Path, asked: list) -> None:
     with pytest.raises(veturboio.FormatError) as first:
         veturboio.load(attack)
-    text = str(first.value).removesuffix("; torch.load refuses it too")
+    text = str(first.value).partition("; torch.load refuses it too")[0]
     for load in (
         lambda: veturboio.load(attack, map_location="meta"),
         lambda: veturboio.load(attack, enable_fast_mode=False),

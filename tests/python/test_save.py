@@ -39,7 +39,9 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"né\n\0": "\U0001f600"}], ids=repr)
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"format": "né\n\0\U0001f600"}], ids=repr
+)
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
 def test_bytes_are_those_of_the_reference(
     target: Path, tmp_path: Path, state: dict, metadata: dict | None
@@ -55,8 +57,13 @@ def test_many_metadata_keys_are_written_sorted(target: Path) -> None:
     metadata = {key: key.upper() for key in "qwertyuiopasdfghjkl"}
     veturboio.save_file({}, target, metadata=metadata)
     written = header_of(target)["__metadata__"]
-    assert list(written) == sorted(metadata)
-    assert written == metadata == veturboio.metadata(target)
+    assert list(written) == sorted({*metadata, "format"})
+    assert written == {**metadata, "format": "pt"} == veturboio.metadata(target)
+
+
+def test_a_format_of_the_users_own_is_kept(target: Path) -> None:
+    veturboio.save_file({"a": torch.ones(1)}, target, metadata={"format": "mlx", "é\n": "\0"})
+    assert header_of(target)["__metadata__"] == {"format": "mlx", "é\n": "\0"}
 
 
 def test_empty_metadata_is_no_metadata(target: Path) -> None:

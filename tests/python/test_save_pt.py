@@ -18,6 +18,7 @@ from forked import Child
 from probe import assert_same, open_files
 
 import veturboio
+from veturboio import _ops
 
 STATE = {
     "a": torch.arange(1000),
@@ -250,47 +251,7 @@ def test_encryption_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert_whole(target)
 
 
-def test_the_bytes_are_on_the_disk_before_the_name_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file is synced while it has its temporary name, its directory once it has its own."""
-    steps = []
-
-    def fsync(descriptor: int) -> None:
-        where = Path(f"/proc/self/fd/{descriptor}").readlink()
-        steps.append((where.name if where.is_dir() else where.suffix, target.exists()))
-
-    target = tmp_path / "model.pt"
-    monkeypatch.setattr(os, "fsync", fsync)
-    veturboio.save_pt(STATE, target)
-    assert steps == [(".tmp", False), (tmp_path.name, True)]
-
-
-@pytest.mark.parametrize("missing", ["link", "rename"])
-def test_a_new_file_needs_either_links_or_renames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
-    """Some file systems know no hard links, and some no rename that replaces nothing."""
-
-    def no_link(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    if missing == "link":
-        monkeypatch.setattr(os, "link", no_link)
-    else:
-        monkeypatch.setattr("veturboio.pt._rename_new", lambda *_: errno.EINVAL)
-    path = tmp_path / "model.pt"
-    veturboio.save_pt(STATE, path, overwrite=False)
-    assert_whole(path)
-    assert [each.name for each in tmp_path.iterdir()] == ["model.pt"]
-
-
-@pytest.mark.parametrize("missing", [False, True])
-def test_whoever_was_faster_is_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
-) -> None:
-    if missing:
-        monkeypatch.setattr("veturboio.pt._rename_new", lambda *_: errno.ENOSYS)
+def test_whoever_was_faster_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
 
     class Slow(dict[str, int]):
@@ -304,3 +265,29 @@ def test_whoever_was_faster_is_not_replaced(
         veturboio.save_pt({"slow": Slow()}, path, overwrite=False)
     assert path.read_bytes() == b"theirs"
     assert [each.name for each in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_parameters_without_a_shape_are_saved_as_torch_save_does(tmp_path: Path) -> None:
+    model = torch.nn.LazyLinear(3)
+    veturboio.save_pt(model.state_dict(), tmp_path / "model.pt")
+    with (tmp_path / "theirs").open("wb") as file:
+        torch.save(model.state_dict(), file)
+    assert (tmp_path / "model.pt").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_file_that_is_not_committed_goes(tmp_path: Path) -> None:
+    new = _ops.NewFile(str(tmp_path / "model"), overwrite=True)
+    os.write(new.fileno(), b"bytes")
+    assert len(list(tmp_path.iterdir())) == 1
+    files = open_files()
+    del new
+    assert list(tmp_path.iterdir()) == []
+    assert len(open_files()) < len(files)
+    new = _ops.NewFile(str(tmp_path / "model"), overwrite=True)
+    os.write(new.fileno(), b"bytes")
+    new.commit()
+    assert (tmp_path / "model").read_bytes() == b"bytes"
+    new.abort()
+    assert new.fileno() == -1
+    with pytest.raises(veturboio.ArgumentError, match="committed or aborted already"):
+        new.commit()

@@ -107,6 +107,23 @@ def test_a_pytorch_file_is_saved(tmp_path: Path, sfcs: Callable[..., str], name:
     assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
 
 
+def test_what_only_torch_knows_comes_from_there(tmp_path: Path, sfcs: Callable[..., str]) -> None:
+    """A file of this machine at the very path that SFCS has is another file."""
+    path = tmp_path / "model.pt"
+    there = tmp_path / "root" / path.relative_to("/")
+    there.parent.mkdir(parents=True)
+    torch.save({"where": torch.ones(2), "c": Counter("a")}, there)
+    torch.save({"where": torch.zeros(2), "c": Counter("b")}, path)
+    code = f"""
+import warnings
+warnings.simplefilter("ignore")
+for name in ({str(path)!r}, {"sfcs://" + str(path)!r}):
+    assert veturboio.load(name)["c"]["a"] == 1
+    assert veturboio.load(name, names=["where"])["where"].tolist() == [1, 1]
+"""
+    sfcs(code, VETURBOIO_USE_SFCS_SDK="1")
+
+
 @pytest.mark.parametrize(
     "function", ["cfsOpenFileAcc", "cfsWrite", "cfsHSync", "cfsCloseFile", "cfsRename"]
 )
@@ -126,6 +143,91 @@ def test_overwrite_false_refuses_what_is_there(tmp_path: Path, sfcs: Callable[..
     told = sfcs(refused("veturboio.save_file(a, 'sfcs://model', overwrite=False)"))
     assert told.startswith("FileExistsError")
     assert (tmp_path / "root/model").read_bytes() == b"old"
+
+
+#: Somebody else's file comes while ours is written: its writes are short, and so are many.
+MEANWHILE = """
+path = os.environ["STANDIN_ROOT"] + "/model"
+def theirs(done, of):
+    if not os.path.exists(path):
+        with open(path, "wb") as file:
+            file.write(b"theirs")
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"STANDIN_STRICT": "1"}, {"STANDIN_LAX": "1"}])
+def test_overwrite_false_refuses_what_comes_meanwhile(
+    tmp_path: Path, sfcs: Callable[..., str], environment: dict[str, str]
+) -> None:
+    """Whether a rename replaces a file, or not, and whether the library knows O_EXCL, or not."""
+    code = "veturboio.save_file(a, 'sfcs://model', overwrite=False, progress=theirs)"
+    told = sfcs(MEANWHILE + refused(code), **environment)
+    assert told.startswith("FileExistsError [Errno 17] save sfcs://model: File exists")
+    assert (tmp_path / "root/model").read_bytes() == b"theirs"
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"STANDIN_STRICT": "1"}, {"STANDIN_LAX": "1"}])
+def test_overwrite_false_makes_a_new_file(
+    tmp_path: Path, sfcs: Callable[..., str], environment: dict[str, str]
+) -> None:
+    code = "veturboio.save_file(a, NAME, overwrite=False)\n"
+    told = sfcs(f"NAME = 'sfcs://model'\n{code}{SAME}" + refused(code.strip()), **environment)
+    assert told.startswith("FileExistsError")
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"STANDIN_STRICT": "1"}])
+def test_of_many_that_make_a_file_one_does(
+    tmp_path: Path, sfcs: Callable[..., str], environment: dict[str, str]
+) -> None:
+    code = """
+import threading
+made = []
+def work(number):
+    try:
+        veturboio.save_file({"n": torch.tensor([number])}, "sfcs://model", overwrite=False)
+        made.append(number)
+    except FileExistsError:
+        pass
+threads = [threading.Thread(target=work, args=[number]) for number in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(made) == 1, made
+assert int(veturboio.load("sfcs://model")["n"]) == made[0]
+"""
+    sfcs(code, **environment)
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("function", ["cfsOpenFileAcc", "cfsRename", "cfsCloseFile"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_new_file_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, sfcs: Callable[..., str], function: str, after: int
+) -> None:
+    told = sfcs(
+        refused("veturboio.save_file(a, 'sfcs://model', overwrite=False)"),
+        STANDIN_FAIL=function,
+        STANDIN_AFTER=str(after),
+    )
+    assert not told or "OSError [Errno 5] save sfcs://model: SFCS: " in told
+    left = [path.name for path in (tmp_path / "root").iterdir()]
+    assert left in ([], ["model"])
+    if left:
+        loaded = veturboio.load(tmp_path / "root/model")
+        assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+
+
+def test_the_last_save_called_remains(tmp_path: Path, sfcs: Callable[..., str]) -> None:
+    code = """
+for later in ("sfcs://model", "sfcs:///model", "sfcs://x/../model", "/model"):
+    first = veturboio.save_file(a, "sfcs://model", wait=False)
+    veturboio.save_file({"step": torch.tensor([2])}, later)
+    first.result()
+    assert list(veturboio.load("sfcs://model")) == ["step"], later
+"""
+    (tmp_path / "root/x").mkdir(parents=True, exist_ok=True)
+    sfcs(code, VETURBOIO_USE_SFCS_SDK="1")
 
 
 def test_a_failing_read_is_told(tmp_path: Path, sfcs: Callable[..., str]) -> None:
@@ -192,6 +294,88 @@ def test_settings_that_are_there_already_win(tmp_path: Path, sfcs: Callable[...,
     told = sfcs(refused("veturboio.load('sfcs://model')"), LIBCLOUDFS_CONF=str(conf))
     assert "the settings are not whole" in told
     sfcs(code + "assert 'LIBCLOUDFS_CONF' not in os.environ or not os.environ['LIBCLOUDFS_CONF']")
+
+
+#: Ends the process where the list of variables is changed, once that is forbidden.
+FORBIDDEN = """
+#include <stdlib.h>
+int is_forbidden;
+#define FORBID(name, ...) int name(__VA_ARGS__) { if (is_forbidden) abort(); return 0; }
+FORBID(setenv, const char *n, const char *v, int o)
+FORBID(unsetenv, const char *n)
+FORBID(putenv, char *t)
+FORBID(clearenv, void)
+"""
+
+
+def test_connecting_does_not_call_what_no_process_with_threads_may(
+    tmp_path: Path, sfcs: Callable[..., str]
+) -> None:
+    veturboio.save_file(STATE, tmp_path / "root/model")
+    (tmp_path / "forbidden.c").write_text(FORBIDDEN)
+    library = tmp_path / "forbidden.so"
+    source = str(tmp_path / "forbidden.c")
+    subprocess.run(["cc", "-w", "-shared", "-fPIC", "-o", str(library), source], check=True)
+    code = (
+        "import ctypes\n"
+        "program = ctypes.CDLL(None)\n"
+        "program.getenv.restype = ctypes.c_char_p\n"
+        "ctypes.c_int.in_dll(program, 'is_forbidden').value = 1\n"
+        "before = program.getenv(b'SFCS_FSNAME')\n"
+        f"NAME = 'sfcs://model'\n{SAME}"
+        "assert not program.getenv(b'LIBCLOUDFS_CONF')\n"
+        "assert program.getenv(b'SFCS_FSNAME') == before == b'fs'\n"
+        "import subprocess, sys\n"
+        'code = \'import os; print(os.environ.get("LIBCLOUDFS_CONF", "") == "")\'\n'
+        "told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
+        "assert told.stdout == 'True\\n', told\n"
+    )
+    sfcs(code, LD_PRELOAD=str(library))
+
+
+def test_a_child_of_one_that_connects_makes_settings_of_its_own(
+    tmp_path: Path, sfcs: Callable[..., str]
+) -> None:
+    """It has inherited a name of what only its parent has open."""
+    veturboio.save_file(STATE, tmp_path / "root/model")
+    sfcs(f"NAME = 'sfcs://model'\n{SAME}", LIBCLOUDFS_CONF="/proc/self/fd/4711")
+
+
+@pytest.mark.parametrize("name", ["odd.pt", "sfcs://odd.pt"])
+def test_no_fallback_reads_a_path_of_this_machine(
+    tmp_path: Path, sfcs: Callable[..., str], name: str
+) -> None:
+    """What lies at the same path here is another file: one that torch.load would read."""
+    named = str(tmp_path / "odd.pt") if name == "odd.pt" else name
+    inside = tmp_path / "root" / named.removeprefix("sfcs://").lstrip("/")
+    inside.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"a": torch.nn.Linear(2, 2)}, inside)
+    torch.save({"a": torch.arange(3)}, tmp_path / "odd.pt")
+    here = str(tmp_path / "odd.safetensors")
+    veturboio.save_file({"here": torch.ones(1)}, here)
+    for arguments in ("", ", names=['a']", ", dtype=torch.float16", ", map_location={'': 'cpu'}"):
+        told = sfcs(refused(f"veturboio.load({named!r}{arguments})"), VETURBOIO_USE_SFCS_SDK="1")
+        assert told.startswith(("FormatError", "UnknownNameError")), told
+    code = (
+        "import sys\n"
+        "from veturboio import convert\n"
+        f"print(convert.main(['-i', {named!r}]), convert.main(['-d', '-i', {here!r}]))\n"
+    )
+    assert sfcs(code, VETURBOIO_USE_SFCS_SDK="1").endswith("1 1\n")
+    assert veturboio.load(here).keys() == {"here"}
+
+
+def test_the_command_converts_in_sfcs(tmp_path: Path, sfcs: Callable[..., str]) -> None:
+    torch.save(STATE, tmp_path / "root/model.pt")
+    code = (
+        "from veturboio import convert\n"
+        "assert convert.main(['-i', '/model.pt', '--validate-result']) == 0\n"
+        "assert convert.main(['-i', '/model.pt']) == 1  # is there already\n"
+        f"NAME = '/model.safetensors'\n{SAME}"
+    )
+    sfcs(code, VETURBOIO_USE_SFCS_SDK="1")
+    assert (tmp_path / "root/model.safetensors").exists()
+    assert not Path("/model.safetensors").exists()
 
 
 def test_a_forked_child_connects_anew(tmp_path: Path, sfcs: Callable[..., str]) -> None:

@@ -106,11 +106,11 @@ def test_scripted_functions(model: str, tmp_path: Path) -> None:
     assert {name: value.shape for name, value in meta.items()} == {
         name: value.shape for name, value in STATE.items()
     }
-    assert metadata(model) == {"k": "v"}
+    assert metadata(model) == {"k": "v", "format": "pt"}
     target = str(tmp_path / "again.safetensors")
     save(STATE, target, "né\U0001f600")
     assert_same(veturboio.load(target), STATE)
-    assert veturboio.metadata(target) == {"note": "né\U0001f600"}
+    assert veturboio.metadata(target) == {"note": "né\U0001f600", "format": "pt"}
 
 
 def test_a_module_in_every_form(model: str, tmp_path: Path) -> None:
@@ -179,7 +179,8 @@ def test_schemas() -> None:
         " __torch__.torch.classes.veturboio.IOHelper? helper=None, str? way=None,"
         " str[]? names=None, Dict(str, int[])? slices=None, Tensor? progress=None,"
         " Dict(str, Device)? devices=None, ScalarType? dtype=None, bool one_allocation=False,"
-        " Dict(str, str)? storage_options=None, str? cache_dir=None) -> Dict(str, Tensor)",
+        " Dict(str, str)? storage_options=None, str? cache_dir=None, bool restore_aliases=True,"
+        " bool skip_unknown=False) -> Dict(str, Tensor)",
         "save": "veturboio::save(Dict(str, Tensor) state_dict, str file, *,"
         " Dict(str, str)? metadata=None, bool force_contiguous=True,"
         " bool force_save_shared_tensor=False, bool force_clone_shared_tensor=False,"

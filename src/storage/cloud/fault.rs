@@ -1,7 +1,8 @@
 //! What can go wrong on the way to a store, and what is to be done about it: again, later, or never.
 
-use super::service::Refusal;
+use super::service::{Refusal, Refused};
 use crate::error::{said, Said};
+use object_store::client::HttpError;
 use std::{
     error::Error as StdError,
     io,
@@ -32,35 +33,54 @@ impl Fault {
     /// What an error of the store's client means.
     pub fn of(error: &object_store::Error, secrets: &[String]) -> Self {
         use object_store::Error;
+        let Some(cause) = Self::told(error) else {
+            let cause = hidden(&root(error), secrets);
+            return match error {
+                // What a server says of ranges does not get better by asking again.
+                _ if NO_RANGES_TOLD.iter().any(|told| cause.contains(told)) => Self::no_ranges(),
+                Error::NotFound { .. } => Self::last(libc::ENOENT, cause),
+                Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                    Self::last(libc::EACCES, cause)
+                }
+                Error::AlreadyExists { .. } => Self::last(libc::EEXIST, cause),
+                Error::Precondition { .. } | Error::NotModified { .. } => {
+                    Self::last(libc::ESTALE, CHANGED)
+                }
+                Error::InvalidPath { .. }
+                | Error::NotSupported { .. }
+                | Error::NotImplemented { .. }
+                | Error::UnknownConfigurationKey { .. } => Self::last(libc::EINVAL, cause),
+                _ => Self::passing(cause),
+            };
+        };
+        cause
+    }
+
+    /// What an error of the client beneath it means.
+    pub fn of_http(error: &HttpError, secrets: &[String]) -> Self {
+        Self::told(error).unwrap_or_else(|| Self::passing(hidden(&root(error), secrets)))
+    }
+
+    /// A server that does not answer with the range it was asked for.
+    pub fn no_ranges() -> Self {
+        Self::last(libc::EOPNOTSUPP, "the server ignores the range it was asked for")
+    }
+
+    /// What the server's answer says.
+    fn told(error: &(dyn StdError + 'static)) -> Option<Self> {
         if let Some(refusal) = found::<Refusal>(error) {
-            return Self::of_refusal(refusal);
+            return Some(Self::of_refusal(refusal));
         }
-        let cause = hidden(&root(error), secrets);
-        match error {
-            // What a server says of ranges does not get better by asking again.
-            _ if NO_RANGES_TOLD.iter().any(|told| cause.contains(told)) => {
-                Self::last(libc::EOPNOTSUPP, NO_RANGES)
-            }
-            Error::NotFound { .. } => Self::last(libc::ENOENT, cause),
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                Self::last(libc::EACCES, cause)
-            }
-            Error::AlreadyExists { .. } => Self::last(libc::EEXIST, cause),
-            Error::Precondition { .. } | Error::NotModified { .. } => {
-                Self::last(libc::ESTALE, CHANGED)
-            }
-            Error::InvalidPath { .. }
-            | Error::NotSupported { .. }
-            | Error::NotImplemented { .. }
-            | Error::UnknownConfigurationKey { .. } => Self::last(libc::EINVAL, cause),
-            _ => Self::passing(cause),
-        }
+        found::<Refused>(error).map(|refused| Self::last(libc::EPROTO, refused.0))
     }
 
     fn of_refusal(refusal: &Refusal) -> Self {
         let cause = refusal.to_string();
         let slow = matches!(refusal.code.as_deref(), Some("SlowDown" | "RequestTimeout"));
+        // Azure's word for an upload that is an object already.
+        let is_gone = refusal.code.as_deref() == Some("InvalidBlockList");
         match refusal.status {
+            400 if is_gone => Self::last(libc::ENOENT, cause),
             401 | 403 => Self::last(libc::EACCES, cause),
             404 | 410 => Self::last(libc::ENOENT, cause),
             409 | 412 => Self::last(libc::EEXIST, cause),
@@ -75,6 +95,14 @@ impl Fault {
         }
     }
 
+    /// Why, in words.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Final(error) => error.to_string(),
+            Self::Passing { cause, .. } => cause.clone(),
+        }
+    }
+
     /// The errno of a final one.
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -85,9 +113,9 @@ impl Fault {
 }
 
 pub const CHANGED: &str = "the object was changed while it was read";
-/// How the store's client says that.
-const NO_RANGES_TOLD: [&str; 2] = ["non-partial response", "Range request not supported"];
-const NO_RANGES: &str = "the server ignores ranges, and the object is too large for one answer";
+/// How the store's client says that a server ignores ranges.
+const NO_RANGES_TOLD: [&str; 3] =
+    ["non-partial response", "Range request not supported", "Content-Range header not present"];
 
 /// The first error of type `T` among the causes.
 fn found<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {

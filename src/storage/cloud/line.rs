@@ -49,16 +49,17 @@ impl Line {
         future: impl Future<Output = io::Result<T>>,
     ) -> io::Result<T> {
         let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        runtime.block_on(async {
-            let mut future = pin!(future);
-            loop {
-                watch.look();
-                watch.check()?;
-                if let Ok(done) = tokio::time::timeout(TICK, future.as_mut()).await {
-                    return done;
-                }
+        let mut future = pin!(future);
+        loop {
+            // Outside of the loop that requests run in: the caller's code, which may run in `look`,
+            // may use a store too, and no such loop can be started or ended inside of another one.
+            watch.look();
+            watch.check()?;
+            let moment = async { tokio::time::timeout(TICK, future.as_mut()).await };
+            if let Ok(done) = runtime.block_on(moment) {
+                return done;
             }
-        })
+        }
     }
 }
 
@@ -84,13 +85,23 @@ impl Lines {
 
     /// Does `work` with a line.
     pub fn with<T>(&self, work: impl FnOnce(&Line) -> io::Result<T>) -> io::Result<T> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let line = match idle {
-            Some(line) => line,
-            None => Line::new(&self.recipe)?,
-        };
+        let line = self.take()?;
         let done = work(&line);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        self.give(line);
         done
+    }
+
+    /// Hands out a line, to be given back.
+    pub fn take(&self) -> io::Result<Line> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(line) => Ok(line),
+            None => Line::new(&self.recipe),
+        }
+    }
+
+    /// Takes a line back for the next who wants one.
+    pub fn give(&self, line: Line) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 }

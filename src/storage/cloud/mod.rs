@@ -6,23 +6,37 @@
 //! | [`service`] | what is added to requests and kept of refusals |
 //! | [`fault`] | what may be tried again, and how long |
 //! | [`store`] | addresses, options, clients |
+//! | [`client`], [`redirect`] | the HTTP client, and where it goes |
+//! | [`web`] | what web servers answer |
 //! | [`line`] | a thread's client and the loop it runs in |
+//! | [`answer`], [`version`] | bytes of an object, and of which version of it |
+//! | [`open`] | the first request |
 //! | [`object`], [`flight`] | reading: one range, many at once |
-//! | [`upload`] | writing |
+//! | [`stream`], [`wanted`] | reading: all out of one answer |
+//! | [`upload`], [`sent`] | writing, and whether it was done |
 //! | [`cache`] | copies that are kept |
 //!
 //! None of them knows a tensor, and what a store answers is believed only where it fits what was
 //! asked.
 
+mod answer;
 mod cache;
+mod client;
 mod fault;
 mod flight;
 mod line;
 mod object;
+mod open;
 mod profile;
+mod redirect;
+mod sent;
 mod service;
 mod store;
+mod stream;
 mod upload;
+mod version;
+mod wanted;
+mod web;
 
 use super::{
     options::{Options, FIRST},
@@ -34,13 +48,10 @@ use crate::{
     watch::Watch,
 };
 use cache::Cache;
-use object::Object;
+use open::Opened;
 use std::path::Path;
 use store::Recipe;
 use upload::Upload;
-
-/// Requests in flight while an object is downloaded to be kept.
-const DOWNLOADS: usize = 32;
 
 pub fn open(
     path: &Path,
@@ -50,20 +61,14 @@ pub fn open(
 ) -> Result<Box<dyn Source>> {
     let recipe = recipe("open", path, (scheme, rest), options)?;
     let (origin, max_bytes) = (recipe.origin.clone(), recipe.cache_max_bytes);
-    let object = Object::open(path, scheme.name(), recipe, options.first, watch)?;
-    if let Some(directory) = &options.cache_dir {
-        let cache = Cache { directory, max_bytes, num_thread: DOWNLOADS };
-        if let Some(file) = cache.find(&object, &origin) {
-            return Ok(Box::new(file));
-        }
-        // Who wants a part only shall not wait for the whole.
-        if options.first == FIRST {
-            if let Some(file) = cache.keep(&object, &origin, watch)? {
-                return Ok(Box::new(file));
-            }
-        }
-    }
-    Ok(Box::new(object))
+    let remote = match open::open(path, scheme.name(), recipe, options.first, watch)? {
+        Opened::Remote(remote) => remote,
+        Opened::File(file) => return Ok(Box::new(file)),
+    };
+    let Some(directory) = &options.cache_dir else { return Ok(remote) };
+    // Who wants a part only shall not wait for the whole.
+    let is_whole = options.first == FIRST;
+    Cache { directory, max_bytes }.open(remote, &origin, is_whole, watch)
 }
 
 pub fn create(

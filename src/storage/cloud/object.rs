@@ -4,26 +4,21 @@
 //! and its answer is held against it. A range that breaks off goes on from where its bytes stopped.
 
 use super::{
-    fault::{Fault, Patience, CHANGED},
+    cache::{Keep, Remote},
+    fault::{Fault, Patience},
     flight,
     line::{Line, Lines},
-    store::Recipe,
+    version::Version,
 };
 use crate::{
-    error::{said, Error, Result},
     storage::{FileSystem, Scattered, Source, Storage},
     watch::Watch,
 };
 use futures_util::StreamExt;
-use object_store::{GetOptions, GetRange, GetResult, ObjectMeta};
 use std::{
     io,
-    ops::Range,
     path::{Path, PathBuf},
 };
-
-/// The longest object that is believed in: what torch and the system can address.
-const MAX_LEN: u64 = 1 << 60;
 
 #[derive(Debug)]
 pub struct Object {
@@ -35,43 +30,14 @@ pub struct Object {
     head: Vec<u8>,
 }
 
-/// What tells one version of an object from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Version {
-    pub len: u64,
-    pub e_tag: Option<String>,
-    /// Where there is no tag; by itself it is too coarse.
-    modified: i64,
-}
-
-impl Version {
-    fn of(meta: &ObjectMeta) -> Self {
-        let e_tag = meta.e_tag.clone().filter(|tag| !tag.is_empty());
-        let modified = if e_tag.is_some() { 0 } else { meta.last_modified.timestamp() };
-        Self { len: meta.size, e_tag, modified }
-    }
-}
-
 impl Object {
-    /// Opens an object with a request for its first bytes.
-    ///
-    /// # Errors
-    /// What the store answers, once trying again has not helped.
-    pub fn open(
-        path: &Path,
+    pub fn new(
+        name: PathBuf,
         kind: &'static str,
-        recipe: Recipe,
-        first: u64,
-        watch: &Watch<'_>,
-    ) -> Result<Self> {
-        let lines = Lines::new(recipe);
-        let opened = lines.with(|line| line.wait(watch, open(&lines.recipe, line, first)));
-        let (version, head) = opened.map_err(|error| Error::io("open", path, error))?;
-        Ok(Self { name: path.to_owned(), kind, lines, version, head })
-    }
-
-    pub fn version(&self) -> &Version {
-        &self.version
+        lines: Lines,
+        (version, head): (Version, Vec<u8>),
+    ) -> Self {
+        Self { name, kind, lines, version, head }
     }
 
     pub fn lines(&self) -> &Lines {
@@ -103,7 +69,7 @@ impl Object {
         while done < buffer.len() {
             let before = done;
             let fault = self.attempt(line, buffer, &mut done, offset).await;
-            let Err(fault) = fault else { break };
+            let Err(fault) = fault else { continue };
             if matches!(fault, Fault::Passing { throttled: true, .. }) {
                 throttled();
             }
@@ -125,100 +91,33 @@ impl Object {
     ) -> Result<(), Fault> {
         let recipe = &self.lines.recipe;
         let range = offset + *done as u64..offset + buffer.len() as u64;
-        let if_match = self.version.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
-        let options = GetOptions {
-            range: Some(GetRange::Bounded(range.clone())),
-            if_match,
-            ..Default::default()
-        };
-        let answer = line.store.objects().get_opts(&recipe.path, options).await;
-        let answer = answer.map_err(|error| match Fault::of(&error, &recipe.secrets) {
-            fault if matches!(fault.errno(), Some(libc::EEXIST | libc::ERANGE | libc::ENOENT)) => {
-                Fault::last(libc::ESTALE, CHANGED)
-            }
-            fault => fault,
-        })?;
-        if Version::of(&answer.meta) != self.version {
-            return Err(Fault::last(libc::ESTALE, CHANGED));
+        let answer = line.store.get_version(recipe, Some(range.clone()), &self.version).await?;
+        if answer.range == (0..self.version.len) && range != answer.range {
+            // Another machine of the same site, perhaps, than the one that knew ranges.
+            return Err(Fault::passing("the server ignored the range it was asked for"));
         }
-        if answer.range != range {
+        // Less may come than was asked for, from where it was asked for.
+        if answer.range.start != range.start || answer.range.end > range.end {
             return Err(Fault::passing("the server sent another range than was asked for"));
         }
-        body(answer, &recipe.secrets, |chunk| {
-            let rest = &mut buffer[*done..];
+        let end = (answer.range.end - offset) as usize;
+        let mut body = answer.body;
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            let rest = &mut buffer[*done..end];
             let fits = chunk.len() <= rest.len();
             let chunk = &chunk[..chunk.len().min(rest.len())];
             rest[..chunk.len()].copy_from_slice(chunk);
             *done += chunk.len();
-            fits
-        })
-        .await?;
-        if *done < buffer.len() {
+            if !fits {
+                return Err(Fault::last(libc::EPROTO, "the server sent more bytes than it said"));
+            }
+        }
+        if *done < end {
             return Err(Fault::passing("the server sent fewer bytes than it said"));
         }
         Ok(())
     }
-}
-
-/// The first request.
-async fn open(recipe: &Recipe, line: &Line, first: u64) -> io::Result<(Version, Vec<u8>)> {
-    let mut patience = Patience::new(recipe.budget);
-    loop {
-        match begin(recipe, line, first).await {
-            Ok(opened) => return Ok(opened),
-            Err(fault) => patience.wait(fault).await?,
-        }
-    }
-}
-
-async fn begin(recipe: &Recipe, line: &Line, first: u64) -> Result<(Version, Vec<u8>), Fault> {
-    let options = GetOptions { range: Some(GetRange::Bounded(0..first)), ..Default::default() };
-    let answer = match line.store.objects().get_opts(&recipe.path, options).await {
-        Ok(answer) => answer,
-        Err(error) => match Fault::of(&error, &recipe.secrets) {
-            // There is no first byte.
-            fault if fault.errno() == Some(libc::ERANGE) => {
-                return Ok((Version { len: 0, e_tag: None, modified: 0 }, Vec::new()));
-            }
-            fault => return Err(fault),
-        },
-    };
-    let version = Version::of(&answer.meta);
-    if version.len > MAX_LEN {
-        let words = format!("the server says the object has {} bytes", version.len);
-        return Err(Fault::Final(said(libc::EFBIG, words)));
-    }
-    let Range { start, end } = answer.range;
-    if start != 0 || end != first.min(version.len) {
-        return Err(Fault::passing("the server sent another range than was asked for"));
-    }
-    let mut head = Vec::with_capacity(end as usize);
-    body(answer, &recipe.secrets, |chunk| {
-        let fits = chunk.len() <= end as usize - head.len();
-        head.extend_from_slice(&chunk[..chunk.len().min(end as usize - head.len())]);
-        fits
-    })
-    .await?;
-    if (head.len() as u64) < end {
-        return Err(Fault::passing("the server sent fewer bytes than it said"));
-    }
-    Ok((version, head))
-}
-
-/// Hands the body on as it comes, as long as it is wanted.
-async fn body(
-    answer: GetResult,
-    secrets: &[String],
-    mut take: impl FnMut(&[u8]) -> bool,
-) -> Result<(), Fault> {
-    let mut chunks = answer.into_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| Fault::of(&error, secrets))?;
-        if !take(&chunk) {
-            return Err(Fault::last(libc::EPROTO, "the server sent more bytes than it said"));
-        }
-    }
-    Ok(())
 }
 
 impl Source for Object {
@@ -228,6 +127,10 @@ impl Source for Object {
 
     fn len(&self) -> u64 {
         self.version.len
+    }
+
+    fn version(&self) -> String {
+        self.version.told()
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64, watch: &Watch<'_>) -> io::Result<()> {
@@ -251,5 +154,15 @@ impl Source for Object {
 
     fn file_system(&self) -> FileSystem {
         FileSystem { name: self.kind, storage: Storage::Object }
+    }
+}
+
+impl Remote for Object {
+    fn held_version(&self) -> &Version {
+        &self.version
+    }
+
+    fn download(&self, keep: &Keep<'_>, watch: &Watch<'_>) -> io::Result<()> {
+        flight::download(self, self.version.len, keep, watch)
     }
 }

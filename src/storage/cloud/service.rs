@@ -1,15 +1,18 @@
 //! What stands between a store's client and the wire: answers that refuse become errors that keep
 //! what matters of them, and nothing that could be secret.
 
+use super::{
+    client::client,
+    redirect::{self, MAX_REDIRECTS},
+};
 use async_trait::async_trait;
 use http::{
-    header::{CONTENT_LENGTH, CONTENT_RANGE, IF_NONE_MATCH, RANGE, RETRY_AFTER},
-    HeaderMap, HeaderValue, Method, StatusCode, Uri,
+    header::{IF_NONE_MATCH, RETRY_AFTER},
+    HeaderValue, Method, StatusCode, Uri,
 };
 use object_store::{
     client::{
-        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-        HttpService, ReqwestConnector,
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
     },
     ClientOptions,
 };
@@ -43,15 +46,23 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// What a server asks for that is not done.
+#[derive(Debug, Clone)]
+pub struct Refused(pub &'static str);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// What is added to requests that the store's client makes.
 #[derive(Debug, Clone, Default)]
 pub struct Additions {
     /// An upload becomes an object only where there is none of its name.
     pub only_new: bool,
-    /// The query of a web server's address; may hold a signature.
-    pub query: Option<String>,
-    /// User and password of a web server's address, as the header has them.
-    pub authorization: Option<HeaderValue>,
 }
 
 /// Makes clients that are watched.
@@ -60,7 +71,7 @@ pub struct Connector(pub Additions);
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
+        let inner = client(options)?;
         Ok(HttpClient::new(Service { inner, additions: self.0.clone() }))
     }
 }
@@ -79,50 +90,26 @@ impl fmt::Debug for Service {
 #[async_trait]
 impl HttpService for Service {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let first = first_bytes(request.headers());
-        let Additions { only_new, query, authorization } = &self.additions;
-        if *only_new && is_completion(request.method(), request.uri()) {
+        if self.additions.only_new && is_completion(request.method(), request.uri()) {
             // No part of the signature, which covers the headers that the store made.
             request.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
             request.headers_mut().insert("x-goog-if-generation-match", HeaderValue::from(0));
         }
-        if let Some(query) = query {
-            if let Ok(uri) = format!("{}?{query}", request.uri()).parse() {
-                *request.uri_mut() = uri;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.inner.execute(request.clone()).await?;
+            let status = response.status();
+            if status.is_success() || status.is_informational() {
+                return Ok(response);
+            }
+            match redirect::next(&request, status, response.headers()) {
+                Ok(Some(next)) => request = next,
+                Ok(None) => {
+                    return Err(HttpError::new(HttpErrorKind::Unknown, refusal(response).await));
+                }
+                Err(refused) => return Err(HttpError::new(HttpErrorKind::Unknown, refused)),
             }
         }
-        if let Some(authorization) = authorization {
-            request.headers_mut().insert(http::header::AUTHORIZATION, authorization.clone());
-        }
-        let mut response = self.inner.execute(request).await?;
-        let status = response.status();
-        if status == StatusCode::OK {
-            if let Some(wanted) = first {
-                settle(&mut response, wanted);
-            }
-        }
-        if response.status().is_success() || status.is_informational() {
-            return Ok(response);
-        }
-        Err(HttpError::new(HttpErrorKind::Unknown, refusal(response).await))
-    }
-}
-
-/// How many bytes from the first one on a request wants.
-fn first_bytes(headers: &HeaderMap) -> Option<u64> {
-    let last = headers.get(RANGE)?.to_str().ok()?.strip_prefix("bytes=0-")?;
-    last.parse::<u64>().ok()?.checked_add(1)
-}
-
-/// A server that knows no ranges sends the whole; where that is no more than was wanted, it has
-/// answered all the same.
-fn settle(response: &mut HttpResponse, wanted: u64) {
-    let len = response.headers().get(CONTENT_LENGTH);
-    let len = len.and_then(|len| len.to_str().ok()).and_then(|len| len.parse::<u64>().ok());
-    let Some(len) = len.filter(|&len| (1..=wanted).contains(&len)) else { return };
-    if let Ok(range) = HeaderValue::try_from(format!("bytes 0-{}/{len}", len - 1)) {
-        response.headers_mut().insert(CONTENT_RANGE, range);
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        Err(HttpError::new(HttpErrorKind::Unknown, Refused("the server redirects in a circle")))
     }
 }
 

@@ -2,16 +2,16 @@
 //! leave in the environment and in files.
 
 use super::{
+    fault::Fault,
     profile,
     service::{Additions, Connector},
+    web::{Page, Web},
 };
 use crate::{address::Scheme, storage::Options};
-use http::HeaderValue;
 use object_store::{
     aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
     azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder},
     gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey},
-    http::{HttpBuilder, HttpStore},
     multipart::MultipartStore,
     path::Path,
     ClientConfigKey, ClientOptions, ObjectStore, RetryConfig,
@@ -45,7 +45,7 @@ enum Kind {
     S3(Box<AmazonS3Builder>),
     Gs(Box<GoogleCloudStorageBuilder>),
     Az(Box<MicrosoftAzureBuilder>),
-    Http(String),
+    Web(Box<Page>),
 }
 
 impl Kind {
@@ -58,7 +58,7 @@ impl Kind {
                 let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
                 Some(format!("{account:?} {endpoint:?}"))
             }
-            Self::Http(origin) => Some(origin.clone()),
+            Self::Web(page) => Some(page.origin()),
         };
         told.unwrap_or_default()
     }
@@ -77,28 +77,38 @@ pub enum Store {
     S3(AmazonS3),
     Gs(GoogleCloudStorage),
     Az(MicrosoftAzure),
-    Http(HttpStore),
+    Web(Web),
 }
 
 impl Store {
-    pub fn objects(&self) -> &dyn ObjectStore {
+    /// What writes, and tells of objects.
+    ///
+    /// # Errors
+    /// `EROFS` for a web server.
+    pub fn objects(&self) -> std::result::Result<&dyn ObjectStore, Fault> {
         match self {
-            Self::S3(store) => store,
-            Self::Gs(store) => store,
-            Self::Az(store) => store,
-            Self::Http(store) => store,
+            Self::S3(store) => Ok(store),
+            Self::Gs(store) => Ok(store),
+            Self::Az(store) => Ok(store),
+            Self::Web(_) => Err(Fault::last(libc::EROFS, READ_ONLY)),
         }
     }
 
-    pub fn parts(&self) -> Option<&dyn MultipartStore> {
+    /// What writes in parts.
+    ///
+    /// # Errors
+    /// As [`objects`](Self::objects).
+    pub fn parts(&self) -> std::result::Result<&dyn MultipartStore, Fault> {
         match self {
-            Self::S3(store) => Some(store),
-            Self::Gs(store) => Some(store),
-            Self::Az(store) => Some(store),
-            Self::Http(_) => None,
+            Self::S3(store) => Ok(store),
+            Self::Gs(store) => Ok(store),
+            Self::Az(store) => Ok(store),
+            Self::Web(_) => Err(Fault::last(libc::EROFS, READ_ONLY)),
         }
     }
 }
+
+const READ_ONLY: &str = "objects of web servers can only be read";
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -120,21 +130,15 @@ impl Recipe {
             is_secret(&name.to_ascii_lowercase()).then_some(value)
         }));
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut additions = Additions::default();
         let (kind, path) = match scheme {
             Scheme::S3 => (s3(bucket, &mut pairs, &mut secrets)?, key.to_owned()),
             Scheme::Tos => (tos(bucket, &mut pairs)?, key.to_owned()),
             Scheme::Gs => (gs(bucket, &mut pairs), key.to_owned()),
             Scheme::Az => (az(bucket, &mut pairs), key.to_owned()),
-            Scheme::Http => {
-                let (origin, path) = http(rest, &mut additions)?;
-                secrets.extend(additions.query.clone());
-                (Kind::Http(origin), path)
-            }
+            Scheme::Http => (Kind::Web(Box::new(Page::new(rest, &mut secrets)?)), String::new()),
         };
-        let path =
-            if scheme == Scheme::Http { Path::from_url_path(path) } else { Path::parse(path) };
-        let path = path.map_err(|_| "the object's name has an empty part, . or ..".to_owned())?;
+        let path = Path::parse(path)
+            .map_err(|_| "the object's name has an empty part, . or ..".to_owned())?;
         pairs.entry("read_timeout".to_owned()).or_insert_with(|| READ_TIMEOUT.to_owned());
         let mut client = Vec::new();
         for (name, value) in pairs {
@@ -143,7 +147,7 @@ impl Recipe {
             client.push((key, value));
         }
         secrets.retain(|secret| secret.len() >= 4);
-        let origin = kind.origin();
+        let (origin, additions) = (kind.origin(), Additions::default());
         Ok(Self { kind, path, additions, client, secrets, origin, cache_max_bytes, budget })
     }
 
@@ -156,7 +160,7 @@ impl Recipe {
 
     /// Whether objects can be written there.
     pub fn is_writable(&self) -> bool {
-        !matches!(self.kind, Kind::Http(_))
+        !matches!(self.kind, Kind::Web(_))
     }
 
     /// Makes a client.
@@ -209,14 +213,7 @@ impl Recipe {
                         .build()?,
                 )
             }
-            Kind::Http(origin) => Store::Http(
-                HttpBuilder::new()
-                    .with_url(origin)
-                    .with_client_options(options.with_allow_http(is_plain(Some(origin.clone()))))
-                    .with_retry(retry)
-                    .with_http_connector(connector)
-                    .build()?,
-            ),
+            Kind::Web(page) => Store::Web(page.build(&options.with_allow_http(page.is_plain()))?),
         })
     }
 }
@@ -373,44 +370,4 @@ fn az(container: &str, pairs: &mut BTreeMap<String, String>) -> Kind {
         builder = builder.with_config(key, value);
     }
     Kind::Az(Box::new(builder.with_container_name(container)))
-}
-
-/// The origin and the path of a web address; what may be secret goes to the `additions`.
-fn http(address: &str, additions: &mut Additions) -> Result<(String, String)> {
-    let address = address.split('#').next().unwrap_or_default();
-    let (address, query) = match address.split_once('?') {
-        Some((address, query)) => (address, Some(query.to_owned())),
-        None => (address, None),
-    };
-    let (scheme, rest) = address.split_once("://").ok_or("it has no host")?;
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user, host) = match host.rsplit_once('@') {
-        Some((user, host)) => (Some(user), host),
-        None => (None, host),
-    };
-    if host.is_empty() || path.is_empty() {
-        return Err("an address names a host and a file, such as https://host/file".to_owned());
-    }
-    additions.query = query;
-    if let Some(user) = user {
-        let mut value = HeaderValue::try_from(format!("Basic {}", base64(user.as_bytes())))
-            .map_err(|_| "user and password cannot be sent")?;
-        value.set_sensitive(true);
-        additions.authorization = Some(value);
-    }
-    Ok((format!("{scheme}://{host}"), path.to_owned()))
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let number =
-            chunk.iter().fold(0u32, |n, &b| n << 8 | u32::from(b)) << (8 * (3 - chunk.len()));
-        for digit in 0..4 {
-            let at = (number >> (18 - 6 * digit)) & 63;
-            text.push(if digit <= chunk.len() { char::from(DIGITS[at as usize]) } else { '=' });
-        }
-    }
-    text
 }

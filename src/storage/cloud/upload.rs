@@ -6,15 +6,15 @@
 use super::{
     fault::{Fault, Patience},
     line::{Line, Lines},
+    sent::{tag_of, tag_of_whole, Sent, Standing},
     store::Recipe,
 };
 use crate::{
     error::{said, Error, Result},
-    storage::{Creation, Sink},
+    storage::{order, Creation, Sink},
     watch::Watch,
 };
 use bytes::Bytes;
-use md5::{Digest, Md5};
 use object_store::{
     multipart::{MultipartStore, PartId},
     Error as StoreError, MultipartId, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -60,6 +60,7 @@ pub struct Upload {
     id: Option<MultipartId>,
     /// What the store called each part; the bytes of an object that is sent whole.
     parts: Mutex<Vec<Option<PartId>>>,
+    sent: Sent,
     whole: Mutex<Option<Vec<u8>>>,
     is_done: bool,
     /// Whether the caller has stopped it, and waits.
@@ -88,6 +89,7 @@ impl Upload {
             overwrite,
             id: None,
             parts: Mutex::default(),
+            sent: Sent::new(len, part_len),
             whole: Mutex::default(),
             is_done: false,
             is_stopped: AtomicBool::new(false),
@@ -114,7 +116,7 @@ impl Upload {
     fn refuse_existing(&self, watch: &Watch<'_>) -> io::Result<()> {
         let path = &self.lines.recipe.path;
         let found =
-            self.repeat(watch, &async |line| match line.store.objects().head(path).await {
+            self.repeat(watch, &async |line| match line.store.objects()?.head(path).await {
                 Ok(_) => Ok(true),
                 Err(error) => match Fault::of(&error, &self.lines.recipe.secrets) {
                     fault if fault.errno() == Some(libc::ENOENT) => Ok(false),
@@ -134,9 +136,7 @@ impl Upload {
         work: &impl AsyncFn(&dyn MultipartStore) -> Result<T, StoreError>,
     ) -> io::Result<T> {
         self.repeat(watch, &async |line| {
-            let Some(parts) = line.store.parts() else {
-                return Err(Fault::last(libc::EROFS, "objects of web servers can only be read"));
-            };
+            let parts = line.store.parts()?;
             work(parts).await.map_err(|error| Fault::of(&error, &self.lines.recipe.secrets))
         })
     }
@@ -162,7 +162,8 @@ impl Upload {
     fn put_whole(&self, watch: &Watch<'_>) -> io::Result<()> {
         let bytes = self.whole.lock().unwrap_or_else(PoisonError::into_inner).take();
         let bytes = Bytes::from(bytes.unwrap_or_default());
-        let tag = hex(&Md5::digest(&bytes));
+        let tag = tag_of_whole(&bytes);
+        self.sent.add(0, &bytes);
         let mode = if self.overwrite { PutMode::Overwrite } else { PutMode::Create };
         let recipe = &self.lines.recipe;
         let tries = AtomicUsize::new(0);
@@ -170,16 +171,15 @@ impl Upload {
             let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
             let options = PutOptions { mode: mode.clone(), ..Default::default() };
             let payload = PutPayload::from_bytes(bytes.clone());
-            match line.store.objects().put_opts(&recipe.path, payload, options).await {
+            match line.store.objects()?.put_opts(&recipe.path, payload, options).await {
                 Ok(_) => Ok(()),
                 Err(error) => match self.refused(Fault::of(&error, &recipe.secrets)) {
                     // The answer to an earlier try may have been lost.
                     fault if again && fault.errno() == Some(libc::EEXIST) => {
-                        let ours = self.is_ours(line, Some(&tag)).await?;
-                        if ours {
-                            Ok(())
-                        } else {
-                            Err(fault)
+                        match self.sent.compare(line, recipe, Some(&tag)).await? {
+                            Standing::Ours => Ok(()),
+                            Standing::Another => Err(fault),
+                            Standing::Nothing => Err(Fault::passing(LOST)),
                         }
                     }
                     fault => Err(fault),
@@ -197,7 +197,7 @@ impl Upload {
         let tries = AtomicUsize::new(0);
         self.repeat(watch, &async |line| {
             let again = tries.fetch_add(1, Ordering::Relaxed) > 0;
-            let Some(store) = line.store.parts() else { return Ok(()) };
+            let store = line.store.parts()?;
             let Err(error) = store.complete_multipart(&recipe.path, id, parts.clone()).await else {
                 return Ok(());
             };
@@ -207,31 +207,14 @@ impl Upload {
             if !again || !(is_gone || fault.errno() == Some(libc::EEXIST)) {
                 return Err(fault);
             }
-            if self.is_ours(line, tag.as_deref()).await? {
-                return Ok(());
+            match self.sent.compare(line, recipe, tag.as_deref()).await? {
+                Standing::Ours => Ok(()),
+                Standing::Another if !is_gone => Err(fault),
+                // Or it is just about to become one: that takes a store its time.
+                Standing::Another => Err(Fault::passing(REPLACED)),
+                Standing::Nothing => Err(Fault::passing(LOST)),
             }
-            // Or be just about to become one: that takes a store its time.
-            let not_yet = || Fault::passing("the store has forgotten the upload");
-            Err(if is_gone { not_yet() } else { fault })
         })
-    }
-
-    /// Whether the object that stands there now is, as far as it can be told, the one that was sent.
-    async fn is_ours(&self, line: &Line, tag: Option<&str>) -> Result<bool, Fault> {
-        let recipe = &self.lines.recipe;
-        match line.store.objects().head(&recipe.path).await {
-            Ok(meta) => {
-                let found = meta.e_tag.unwrap_or_default();
-                let found = found.trim_matches('"');
-                // A tag of another kind tells nothing.
-                let told = tag.filter(|tag| tag.len() == found.len());
-                Ok(meta.size == self.len && told.is_none_or(|tag| tag == found))
-            }
-            Err(error) => match Fault::of(&error, &recipe.secrets) {
-                fault if fault.errno() == Some(libc::ENOENT) => Ok(false),
-                fault => Err(fault),
-            },
-        }
     }
 
     /// A condition that was not met has one meaning here.
@@ -251,31 +234,22 @@ impl Upload {
 
 const EXISTS: &str = "File exists";
 
-/// The tag that stores like S3 give to an object of these parts, whose tags are their digests: the
-/// digest of the digests, and how many there are.
-fn tag_of(parts: &[PartId]) -> Option<String> {
-    let mut digest = Md5::new();
-    for part in parts {
-        let tag = part.content_id.trim_matches('"');
-        if tag.len() != 32 {
-            return None;
-        }
-        for at in (0..32).step_by(2) {
-            digest.update([u8::from_str_radix(tag.get(at..at + 2)?, 16).ok()?]);
-        }
-    }
-    Some(format!("{}-{}", hex(&digest.finalize()), parts.len()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
+/// What may have become of an object when the store's answer was lost.
+const LOST: &str = "the store's answer was lost, and the object is not in place";
+const REPLACED: &str = "the store's answer was lost, and another object stands there now";
 
 impl Sink for Upload {
+    fn target(&self) -> order::Target {
+        let name = self.name.to_string_lossy();
+        let name = name.split_once("://").map_or(&*name, |(_, rest)| rest);
+        let origin = self.lines.recipe.origin.trim_end_matches('/');
+        order::Target::Object(format!("{origin} {name}"))
+    }
+
+    fn overwrites(&self) -> bool {
+        self.overwrite
+    }
+
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.write_part(bytes.to_vec(), offset, &Watch::default())
     }
@@ -294,6 +268,7 @@ impl Sink for Upload {
             return Ok(());
         };
         let index = (offset / self.part_len) as usize;
+        self.sent.add(index, &bytes);
         let bytes = Bytes::from(bytes);
         let path = &self.lines.recipe.path;
         let part = self.ask(watch, &async |parts| {
@@ -334,7 +309,7 @@ impl Drop for Upload {
                     let mut patience = Patience::new(budget);
                     let mut refusals = 0;
                     loop {
-                        let Some(parts) = line.store.parts() else { return Ok(()) };
+                        let Ok(parts) = line.store.parts() else { return Ok(()) };
                         match parts.abort_multipart(&recipe.path, &id).await {
                             Ok(()) => return Ok(()),
                             Err(error) => {

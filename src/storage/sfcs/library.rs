@@ -216,8 +216,17 @@ impl Handle {
     }
 
     pub fn create(connection: &Arc<Connection>, path: &CStr) -> io::Result<Self> {
+        Self::made(connection, path, 0)
+    }
+
+    /// The same where nothing has that name, if the library knows the flags.
+    pub fn create_new(connection: &Arc<Connection>, path: &CStr) -> io::Result<Self> {
+        Self::made(connection, path, libc::O_CREAT | libc::O_EXCL)
+    }
+
+    fn made(connection: &Arc<Connection>, path: &CStr, more: c_int) -> io::Result<Self> {
         forget_errno();
-        let flags = libc::O_WRONLY | libc::O_ASYNC;
+        let flags = libc::O_WRONLY | libc::O_ASYNC | more;
         let open = connection.functions.open_file_acc;
         // SAFETY: as above.
         let file = unsafe { open(connection.fs, path.as_ptr(), flags, 0o644, 0, 0) };

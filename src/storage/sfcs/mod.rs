@@ -4,22 +4,24 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`settings`] | the environment, and the file that the library reads |
+//! | [`environment`] | how the library learns of that file |
 //! | [`library`] | the library's C interface |
 
+mod environment;
 mod library;
 mod settings;
 
-use super::{Creation, FileSystem, Sink, Source, Storage};
+use super::{order, Creation, FileSystem, Sink, Source, Storage};
 use crate::{
     error::{said, Error, Result},
     watch::Watch,
 };
 use library::{connection, Connection, Handle, Info};
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString, OsStr},
     fmt, io,
     os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process,
     sync::{
         atomic::{AtomicU64, Ordering},
@@ -182,18 +184,17 @@ impl SfcsSink {
 
     /// Puts the file in its place. Whether SFCS renames over a file is not known: where it does not,
     /// the old one steps aside, and comes back if the new one cannot be put there.
-    fn put(&self) -> io::Result<()> {
+    fn put(&mut self) -> io::Result<()> {
+        if !self.creation.overwrite {
+            return self.put_new();
+        }
         let Err(refused) = self.connection.rename(&self.temporary, &self.target) else {
             return Ok(());
         };
         if self.connection.info(&self.target).is_err() {
             return Err(refused);
         }
-        if !self.creation.overwrite {
-            return Err(io::Error::from_raw_os_error(libc::EEXIST));
-        }
-        let aside = [self.temporary.as_bytes(), b".old"].concat();
-        let aside = CString::new(aside)?;
+        let aside = self.temporary_with(b".old")?;
         self.connection.rename(&self.target, &aside)?;
         if let Err(error) = self.connection.rename(&self.temporary, &self.target) {
             self.connection.rename(&aside, &self.target)?;
@@ -201,9 +202,85 @@ impl SfcsSink {
         }
         self.connection.delete(&aside)
     }
+
+    /// The same where nothing may stand there, whoever makes it meanwhile. A rename that replaces
+    /// nothing decides that by itself. Where a rename replaces what is there, an empty file that is
+    /// made with `O_EXCL` takes the name first; a library that does not know the flag leaves the
+    /// moment between a look at the name and the rename.
+    fn put_new(&mut self) -> io::Result<()> {
+        let exists = || io::Error::from_raw_os_error(libc::EEXIST);
+        let renaming_replaces = self.renaming_replaces()?;
+        if self.is_taken()? {
+            return Err(exists());
+        }
+        if !renaming_replaces {
+            return match self.connection.rename(&self.temporary, &self.target) {
+                Err(_) if self.is_taken()? => Err(exists()),
+                done => done,
+            };
+        }
+        match Handle::create_new(&self.connection, &self.target) {
+            Ok(handle) => self.closed(handle, &self.target)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists || self.is_taken()? => {
+                return Err(exists());
+            }
+            // A library that refuses the flag; the look at the name has to do.
+            Err(_) => return self.connection.rename(&self.temporary, &self.target),
+        }
+        self.connection.rename(&self.temporary, &self.target).inspect_err(|_| {
+            let _ = self.connection.delete(&self.target);
+        })
+    }
+
+    /// Whether something has the target's name.
+    fn is_taken(&self) -> io::Result<bool> {
+        match self.connection.info(&self.target) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds out whether a rename replaces a file, by renaming the finished file over an empty one.
+    fn renaming_replaces(&mut self) -> io::Result<bool> {
+        let empty = self.temporary_with(b".new")?;
+        self.closed(Handle::create(&self.connection, &empty)?, &empty)?;
+        if self.connection.rename(&self.temporary, &empty).is_ok() {
+            self.temporary = empty;
+            return Ok(true);
+        }
+        self.connection.delete(&empty)?;
+        Ok(false)
+    }
+
+    /// Closes an empty file that was made here, which goes if that fails.
+    fn closed(&self, handle: Handle, path: &CStr) -> io::Result<()> {
+        handle.close().inspect_err(|_| {
+            let _ = self.connection.delete(path);
+        })
+    }
+
+    fn temporary_with(&self, suffix: &[u8]) -> io::Result<CString> {
+        Ok(CString::new([self.temporary.as_bytes(), suffix].concat())?)
+    }
 }
 
 impl Sink for SfcsSink {
+    fn target(&self) -> order::Target {
+        let mut path = PathBuf::new();
+        for part in Path::new(OsStr::from_bytes(self.target.as_bytes())).components() {
+            match part {
+                Component::ParentDir => drop(path.pop()),
+                part => path.push(part),
+            }
+        }
+        order::Target::Object(format!("sfcs {}", path.display()))
+    }
+
+    fn overwrites(&self) -> bool {
+        self.creation.overwrite
+    }
+
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((handle, written)) = &mut *writing else { return Ok(()) };

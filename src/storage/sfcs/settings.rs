@@ -2,17 +2,22 @@
 
 #![allow(unsafe_code)]
 
+use super::environment;
 use crate::error::said;
 use std::{
     env,
+    ffi::OsStr,
     fmt::Write as _,
-    fs::File,
+    fs::{self, File},
     io::{self, Write as _},
-    os::fd::{AsRawFd, FromRawFd},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::ffi::OsStrExt,
+    },
 };
 
-/// The variable that names the file. One that is there already wins.
-const NAMES_FILE: &str = "LIBCLOUDFS_CONF";
+/// Where this process finds the files that it has open.
+const OPEN_FILES: &str = "/proc/self/fd/";
 
 const REQUIRED: [(&str, &str); 7] = [
     ("SFCS_FSNAME", ""),
@@ -51,7 +56,8 @@ impl Settings {
     /// # Errors
     /// The variables that are missing, by name.
     pub fn of_environment() -> io::Result<Self> {
-        if env::var_os(NAMES_FILE).is_some_and(|name| !name.is_empty()) {
+        // A file that is named already wins.
+        if env::var_os(environment::NAME).is_some_and(|name| is_settings(&name)) {
             return Ok(Self(None));
         }
         let get = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
@@ -67,7 +73,7 @@ impl Settings {
     /// Runs `work` while the library finds the file.
     ///
     /// It lies in memory: it may hold a key, and nothing of it is left on any disk. Nor is the
-    /// variable left to children, which could not open it.
+    /// name left to children, which could not open it.
     pub fn given<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let Some(text) = &self.0 else { return Ok(work()) };
         // SAFETY: the name ends with a NUL; a descriptor that is returned is ours alone.
@@ -79,11 +85,16 @@ impl Settings {
             File::from_raw_fd(descriptor)
         };
         file.write_all(text.as_bytes())?;
-        env::set_var(NAMES_FILE, format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let done = work();
-        env::remove_var(NAMES_FILE);
-        Ok(done)
+        environment::with(&format!("{OPEN_FILES}{}", file.as_raw_fd()), work)
     }
+}
+
+/// Whether a value of the variable names a file. A child that was started while its parent
+/// connected has inherited a name that is good for the parent only.
+fn is_settings(name: &OsStr) -> bool {
+    let is_inherited =
+        name.as_bytes().starts_with(OPEN_FILES.as_bytes()) && fs::metadata(name).is_err();
+    !name.is_empty() && !is_inherited
 }
 
 fn text(get: &dyn Fn(&str) -> Option<String>) -> String {

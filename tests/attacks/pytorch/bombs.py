@@ -7,7 +7,7 @@ meet, or None where it may as well be read, as long as it is read within bounds.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from . import program as p
@@ -101,8 +101,8 @@ def stored_twice(count: int) -> bytes:
 
 
 def only_torch() -> bytes:
-    """A name that only torch knows, and a storage that grows to 400 MiB where it is inflated."""
-    size = 400 << 20
+    """A name that only torch knows, and a storage that grows to 100 MiB, as its length says."""
+    size = 100 << 20
     tensor = p.tensor(p.storage(elements=size // 4))
     return with_storage(deflated_entry("archive/data/0", bytes(size)), tensor)
 
@@ -118,17 +118,25 @@ def again(first: bytes, then: bytes, times: int) -> bytes:
     return zipped(first + p.put(0) + p.POP + p.listed(*[then] * times))
 
 
+def alike(count: int) -> Iterator[bytes]:
+    """Complex numbers that have one hash."""
+    for n in range(count):
+        real, imaginary = (struct.pack(">d", part) for part in (-1_000_003.0 * n, float(n)))
+        yield p.call(p.name("builtins", "complex"), b"G" + real, b"G" + imaginary)
+
+
 PICKLES = {
-    "marks": Bomb(repeated(p.MARK), "marks"),
-    "dups": Bomb(repeated(p.DUP, p.NONE), "values"),
-    "nones": Bomb(repeated(p.NONE), "values"),
-    "lists": Bomb(repeated(p.EMPTY_LIST), "values"),
-    "dicts": Bomb(repeated(p.EMPTY_DICT), "values"),
+    "marks": Bomb(repeated(p.MARK), "the stack is empty"),
+    "dups": Bomb(repeated(p.DUP, p.NONE), None),
+    "nones": Bomb(repeated(p.NONE), None),
+    "lists": Bomb(repeated(p.EMPTY_LIST), None),
+    "dicts": Bomb(repeated(p.EMPTY_DICT), None),
+    "lists-of-one": Bomb(repeated(b"]Na"), None),
     "integers": Bomb(repeated(b"K\1"), None),
-    "memos": Bomb(repeated(b"\x94", p.NONE), "remembers"),
+    "memos": Bomb(repeated(b"\x94", p.NONE), None),
     "puts-and-pops": Bomb(repeated(b"N\x940"), None),
     "marks-in-tuples": Bomb(repeated(b"(t"), None),
-    "one-list-of-many": Bomb(repeated(p.NONE, p.EMPTY_LIST + p.MARK, p.APPENDS), "values"),
+    "one-list-of-many": Bomb(repeated(p.NONE, p.EMPTY_LIST + p.MARK, p.APPENDS), None),
 }
 
 BOMBS = {
@@ -150,6 +158,50 @@ BOMBS = {
             500,
         ),
         "too often",
+    ),
+    "an-id-over-and-over": Bomb(
+        lambda: again(
+            p.name("nobody", "Nothing") + p.POP + p.items(*[p.NONE] * 200_000),
+            p.get(0) + p.BINPERSID,
+            400_000,
+        ),
+        "nobody.Nothing",
+    ),
+    "arguments-over-and-over": Bomb(
+        lambda: again(
+            p.items(*[p.NONE] * 200_000),
+            p.name("builtins", "set") + p.get(0) + p.REDUCE,
+            200_000,
+        ),
+        "arguments",
+    ),
+    "a-long-key-of-storages": Bomb(
+        lambda: again(
+            p.text("k" * 1_000_000),
+            p.items(
+                p.text("storage"),
+                p.name("torch", "FloatStorage"),
+                p.get(0),
+                p.text("cpu"),
+                p.integer(4),
+            )
+            + p.BINPERSID,
+            40_000,
+        ),
+        "is not among the entries",
+    ),
+    "keys-of-one-hash": Bomb(
+        lambda: zipped(
+            p.EMPTY_DICT
+            + p.MARK
+            + b"".join(p.integer((2**61 - 1) << n) + p.NONE for n in range(3, 900))
+            + p.SETITEMS
+        ),
+        "have the same hash",
+    ),
+    "pairs-of-one-hash": Bomb(
+        lambda: zipped(p.call(p.name("builtins", "set"), p.listed(*alike(10_000)))),
+        "have the same hash",
     ),
     "a-key-over-and-over": Bomb(
         lambda: again(
@@ -186,5 +238,5 @@ BOMBS = {
     "an-entry-name-of-64-kib": Bomb(long_entry, "zip entr"),
     "many-entries-in-one-place": Bomb(many_entries, "overlap"),
     "stored-over-and-over": Bomb(lambda: stored_twice(200_000), "is cut short"),
-    "only-for-torch-and-compressed": Bomb(only_torch, ""),
+    "only-for-torch-and-compressed": Bomb(only_torch, None),
 }

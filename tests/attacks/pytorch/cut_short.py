@@ -21,7 +21,10 @@ def cases() -> Iterator[Case]:
 
     commented = archive(good(), comment=b"a comment")
     yield Case("in-the-comment", commented[:-1], NO_END, torch=False)
-    yield Case("something-behind-the-end", WHOLE + b"\0", NO_END, torch=False)
+    # What stands behind a whole archive is no part of it; the last end record counts.
+    ends = b"PK\5\6" + bytes(18)
+    yield Case("another-end-behind-the-end", WHOLE + ends, "is no checkpoint of PyTorch")
+    yield Case("half-an-end-behind-the-end", WHOLE[:-1] + ends[:21], NO_END, torch=False)
     yield Case("a-mebibyte-behind-the-end", WHOLE + bytes(1 << 20), NO_END)
 
     start = WHOLE.index(b"archive/data/0") - 30

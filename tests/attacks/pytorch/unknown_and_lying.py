@@ -15,13 +15,13 @@ from .builder import FOUR, Case, counted, entries, legacy
 from .not_stored import deflated_entry
 
 
-def counter() -> bytes:
+def layout() -> bytes:
     """What weights_only allows and this project gives no meaning."""
-    return p.call(p.name("collections", "Counter"), p.EMPTY_DICT)
+    return p.call(p.name("torch.serialization", "_get_layout"), p.text("torch.strided"))
 
 
 def both(tensor: bytes) -> bytes:
-    return p.mapping(c=counter(), a=tensor)
+    return p.mapping(c=layout(), a=tensor)
 
 
 def with_storage(entry: Entry | None, tensor: bytes | None = None) -> bytes:
@@ -32,7 +32,8 @@ def with_storage(entry: Entry | None, tensor: bytes | None = None) -> bytes:
 
 def cases() -> Iterator[Case]:
     name = "archive/data/0"
-    yield Case("compressed-storage", with_storage(deflated_entry(name, FOUR)), "", torch=False)
+    damaged = deflated_entry(name, FOUR + FOUR)
+    yield Case("compressed-storage-of-another-length", with_storage(damaged), "")
     encrypted = Entry(name, FOUR, {"flags": 1}, {"flags": 1})
     yield Case("encrypted-storage", with_storage(encrypted), "")
     yield Case("no-storage", with_storage(None), "")
