@@ -7,28 +7,20 @@
 
 #![allow(unsafe_code)]
 
-use crate::{
-    buffers,
-    error::{Error, Result},
-    load::DEFAULT_NUM_THREAD,
-    memory,
-    plan::Place,
-    save::SaveOptions,
-    storage, transfer,
-    watch::Watch,
-};
-use convert::{options, threads, Wanted};
+use crate::{buffers, error::Result, memory};
 use failure::{border, failure_kind, take_failure};
 use helper::{agree, new_buffers};
-use interrupts::{asked, watch};
-use saving::{create_file, keep_notes, new_save_ticket, take_notes, FileSink, SaveTicket};
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+use loading::{address, byte_len, explain, fill, fill_bytes, load, metadata};
+use saving::{
+    commit_file, create_file, new_save_ticket, save, send, take_notes, FileSink, SaveTicket,
+};
 
 mod convert;
 mod devices;
 mod failure;
 mod helper;
 mod interrupts;
+mod loading;
 mod saving;
 
 pub(crate) use bridge::Tensor;
@@ -355,142 +347,8 @@ pub(crate) mod bridge {
     }
 }
 
-use crate::{fill as filling, load as loading};
-use bridge::{
-    Filled, LoadRequest, Loaded, Pair, SaveRequest, StateDict, StorageOptions, StorageSpec, Targets,
-};
-
 type Region = memory::Region;
 type Buffers = buffers::Buffers;
-
-unsafe fn load(
-    file: &[u8],
-    request: &LoadRequest,
-    targets: &Targets,
-    buffers: &Buffers,
-    progress: *mut i64,
-) -> Result<Loaded> {
-    // SAFETY: as this function's caller vouches.
-    let watch = unsafe { watch(progress) };
-    border("load", file, |path| {
-        let request = Wanted::of(path, request)?;
-        loading::load(path, &request.with(targets, buffers, &watch)).map(Loaded::from)
-    })
-}
-
-unsafe fn fill(
-    file: &[u8],
-    request: &LoadRequest,
-    tensors: &StateDict,
-    targets: &Targets,
-    buffers: &Buffers,
-    progress: *mut i64,
-) -> Result<Filled> {
-    // SAFETY: as this function's caller vouches.
-    let watch = unsafe { watch(progress) };
-    border("load", file, |path| {
-        let request = Wanted::of(path, request)?;
-        filling::fill(path, &request.with(targets, buffers, &watch), tensors).map(Filled::from)
-    })
-}
-
-fn fill_bytes(
-    file: &[u8],
-    request: &LoadRequest,
-    bytes: &mut [u8],
-    targets: &Targets,
-    buffers: &Buffers,
-) -> Result<()> {
-    let watch = Watch::new(None, asked());
-    border("load", file, |path| {
-        let request = Wanted::of(path, request)?;
-        filling::fill_bytes(path, &request.with(targets, buffers, &watch), bytes)
-    })
-}
-
-fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String> {
-    let (buffers, watch) = (Buffers::default(), Watch::new(None, asked()));
-    border("load", file, |path| {
-        let mut request = Wanted::of(path, request)?;
-        request.storage.first = storage::FIRST_OF_HEADER;
-        loading::explain(path, &request.with(targets, &buffers, &watch))
-    })
-}
-
-fn byte_len(file: &[u8], told: &StorageOptions) -> Result<i64> {
-    let watch = Watch::new(None, asked());
-    border("open", file, |path| {
-        let options = storage::Options { first: storage::FIRST_OF_HEADER, ..options(told) };
-        let len = storage::open(path, &options, &watch)?.len();
-        i64::try_from(len).map_err(|error| Error::internal("open", path, error.into()))
-    })
-}
-
-fn metadata(file: &[u8], storage: &StorageOptions) -> Result<Vec<Pair>> {
-    let watch = Watch::new(None, asked());
-    border("read", file, |path| {
-        let header = loading::read_header_of(path, &options(storage), &watch)?;
-        let metadata = crate::format::alias::user_metadata(&header);
-        Ok(metadata.into_iter().map(|(first, second)| Pair { first, second }).collect())
-    })
-}
-
-unsafe fn save(
-    tensors: &StateDict,
-    file: &[u8],
-    request: &SaveRequest,
-    ticket: &SaveTicket,
-    buffers: &Buffers,
-    progress: *mut i64,
-) -> Result<()> {
-    // SAFETY: as this function's caller vouches.
-    let watch = unsafe { watch(progress) };
-    border("save", file, |path| {
-        let saving = SaveOptions::new()
-            .metadata(request.metadata.iter().map(|pair| (&*pair.first, &*pair.second)))
-            .force_contiguous(request.force_contiguous)
-            .force_save_shared_tensor(request.force_save_shared_tensor)
-            .force_clone_shared_tensor(request.force_clone_shared_tensor)
-            .num_thread(threads(request.num_thread))
-            .durable(request.durable)
-            .overwrite(request.overwrite)
-            .storage(options(&request.storage));
-        saving.write(tensors, path, buffers, &ticket.0, &watch)?;
-        keep_notes(&watch);
-        Ok(())
-    })
-}
-
-fn send(
-    from: &[u8],
-    file: &[u8],
-    overwrite: bool,
-    storage: &StorageOptions,
-    ticket: &SaveTicket,
-) -> Result<()> {
-    let (options, watch) = (options(storage), Watch::new(None, asked()));
-    border("save", file, |path| {
-        let from = Path::new(OsStr::from_bytes(from));
-        let ticket = &ticket.0;
-        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options, ticket, &watch)?;
-        keep_notes(&watch);
-        Ok(())
-    })
-}
-
-fn commit_file(file: &FileSink) -> Result<()> {
-    saving::commit_file(file, &Watch::new(None, asked()))
-}
-
-fn address(region: &Region, storage: &StorageSpec) -> Result<*mut u8> {
-    let &StorageSpec { copied, offset, byte_len, .. } = storage;
-    let place = if copied { Place::Copied(offset) } else { Place::Mapped(offset) };
-    let address = region.address(place, byte_len).ok_or_else(|| {
-        let cause = anyhow::anyhow!("{byte_len} bytes at {place:?} are in no region");
-        Error::internal("place", Path::new("a storage"), cause)
-    })?;
-    Ok(address.as_ptr())
-}
 
 /// Panics inside the border, so that a test can see what becomes of a panic.
 fn provoke_panic(text: &str) -> Result<()> {

@@ -1,15 +1,27 @@
-//! What C++ asks of a save beside the tensors: the time of the call, files that others write the
-//! bytes of, and what the caller is to be told of a save that succeeded.
+//! What C++ asks of a save: the save itself, the time of the call, files that others write the bytes
+//! of, and what the caller is to be told of a save that succeeded.
 
-use super::failure::border;
+#![allow(unsafe_code)]
+
+use super::{
+    bridge::{SaveRequest, StateDict, StorageOptions},
+    convert::{options, threads},
+    failure::border,
+    interrupts::{asked, watch},
+    Buffers,
+};
 use crate::{
     address::Place,
     error::{Error, Result},
+    load::DEFAULT_NUM_THREAD,
+    save::SaveOptions,
     storage::{self, order::Ticket, sink::LocalSink, Creation, Sink},
+    transfer,
     watch::Watch,
 };
 use std::{
     cell::RefCell,
+    ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -20,14 +32,60 @@ thread_local! {
 }
 
 /// The time of a call, by which later saves to the same target are told from earlier ones.
-pub(crate) struct SaveTicket(pub(super) Ticket);
+pub(crate) struct SaveTicket(Ticket);
 
 pub(super) fn new_save_ticket() -> Result<Box<SaveTicket>> {
     border("save", b"a ticket", |_| Ok(Box::new(SaveTicket(Ticket::new()))))
 }
 
+/// # Safety
+/// `progress` is null or points to two aligned integers that outlive the call.
+pub(super) unsafe fn save(
+    tensors: &StateDict,
+    file: &[u8],
+    request: &SaveRequest,
+    ticket: &SaveTicket,
+    buffers: &Buffers,
+    progress: *mut i64,
+) -> Result<()> {
+    // SAFETY: as this function's caller vouches.
+    let watch = unsafe { watch(progress) };
+    border("save", file, |path| {
+        let saving = SaveOptions::new()
+            .metadata(request.metadata.iter().map(|pair| (&*pair.first, &*pair.second)))
+            .force_contiguous(request.force_contiguous)
+            .force_save_shared_tensor(request.force_save_shared_tensor)
+            .force_clone_shared_tensor(request.force_clone_shared_tensor)
+            .num_thread(threads(request.num_thread))
+            .durable(request.durable)
+            .overwrite(request.overwrite)
+            .storage(options(&request.storage));
+        saving.write(tensors, path, buffers, &ticket.0, &watch)?;
+        keep_notes(&watch);
+        Ok(())
+    })
+}
+
+/// Sends a file of this machine to where `file` says.
+pub(super) fn send(
+    from: &[u8],
+    file: &[u8],
+    overwrite: bool,
+    storage: &StorageOptions,
+    ticket: &SaveTicket,
+) -> Result<()> {
+    let (options, watch) = (options(storage), Watch::new(None, asked()));
+    border("save", file, |path| {
+        let from = Path::new(OsStr::from_bytes(from));
+        let ticket = &ticket.0;
+        transfer::send(from, path, DEFAULT_NUM_THREAD, overwrite, &options, ticket, &watch)?;
+        keep_notes(&watch);
+        Ok(())
+    })
+}
+
 /// Keeps what a save has noted for whoever asks on this thread; what an earlier one noted goes.
-pub(super) fn keep_notes(watch: &Watch<'_>) {
+fn keep_notes(watch: &Watch<'_>) {
     NOTES.set(watch.take_notes());
 }
 
@@ -74,14 +132,15 @@ impl FileSink {
 }
 
 /// Puts the file in its place.
-pub(super) fn commit_file(file: &FileSink, watch: &Watch<'_>) -> Result<()> {
+pub(super) fn commit_file(file: &FileSink) -> Result<()> {
+    let watch = Watch::new(None, asked());
     border("save", file.name.as_os_str().as_bytes(), |path: &Path| {
         let Some(sink) = file.take() else {
             return Err(Error::argument("save", path, "the file is committed or aborted already"));
         };
         let sink: Box<dyn Sink> = sink;
-        storage::commit(sink, path, &file.ticket, watch)?;
-        keep_notes(watch);
+        storage::commit(sink, path, &file.ticket, &watch)?;
+        keep_notes(&watch);
         Ok(())
     })
 }

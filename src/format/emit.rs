@@ -25,6 +25,8 @@ use super::{
 };
 use std::collections::{HashMap, HashSet};
 
+mod instructions;
+
 /// Items that are put into a container at a time, as Python's pickler does.
 const BATCH: usize = 1000;
 
@@ -338,14 +340,6 @@ impl<'a> Writer<'a> {
         self.remember(value);
     }
 
-    /// A persistent id: a letter, and what else there is.
-    fn id(&mut self, letter: u8, rest: impl FnOnce(&mut Self)) {
-        self.out.push(b'(');
-        self.text(&[letter]);
-        rest(self);
-        self.out.extend_from_slice(b"tQ");
-    }
-
     /// Remembers what has just been made, if it is used again.
     fn remember(&mut self, value: Ref) {
         let has_state = self.states.last().is_some_and(|&(owner, _)| owner == value);
@@ -360,48 +354,5 @@ impl<'a> Writer<'a> {
 
     fn is_shared(&self, value: Ref) -> bool {
         self.checkpoint.pickle.is_shared(value) || self.twins.contains(&value)
-    }
-
-    fn get(&mut self, number: u32) {
-        if let Ok(number) = u8::try_from(number) {
-            self.out.extend_from_slice(&[b'h', number]);
-        } else {
-            self.out.push(b'j');
-            self.out.extend_from_slice(&number.to_le_bytes());
-        }
-    }
-
-    fn int(&mut self, number: i64) {
-        match (u8::try_from(number), i32::try_from(number)) {
-            (Ok(number), _) => self.out.extend_from_slice(&[b'K', number]),
-            (_, Ok(number)) => {
-                self.out.push(b'J');
-                self.out.extend_from_slice(&number.to_le_bytes());
-            }
-            _ => {
-                self.out.extend_from_slice(&[0x8a, 8]);
-                self.out.extend_from_slice(&number.to_le_bytes());
-            }
-        }
-    }
-
-    fn float(&mut self, number: f64) {
-        self.out.push(b'G');
-        self.out.extend_from_slice(&number.to_be_bytes());
-    }
-
-    fn text(&mut self, bytes: &[u8]) {
-        if let Ok(len) = u8::try_from(bytes.len()) {
-            self.out.extend_from_slice(&[0x8c, len]);
-            self.out.extend_from_slice(bytes);
-        } else {
-            self.counted(0x8d, bytes);
-        }
-    }
-
-    fn counted(&mut self, instruction: u8, bytes: &[u8]) {
-        self.out.push(instruction);
-        self.out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        self.out.extend_from_slice(bytes);
     }
 }

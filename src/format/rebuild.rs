@@ -5,14 +5,17 @@
 //! functions of these names in `torch/_utils.py` and `torch/jit/_pickle.py` of torch 2.13.
 
 use super::{
-    dtype::{TorchDtype, BYTE},
+    dtype::TorchDtype,
     pytorch::{children, Meaning, Storage, Tensor},
-    shown,
     steps::Steps,
     value::{Call, Pickle, Ref, Value},
     Malformed, Refusal,
 };
 use std::collections::HashMap;
+
+mod plain;
+mod storages;
+mod tensors;
 
 fn malformed<T>(reason: impl std::fmt::Display) -> Result<T, Refusal> {
     Err(Malformed::new(reason).into())
@@ -58,9 +61,6 @@ const KNOWN: [(&str, &str); 27] = [
 const COPIES_A_VALUE: usize = 16;
 const FREE_COPIES: usize = 1 << 20;
 
-/// Bytes of the longest location of a storage, such as `cuda:0`.
-const MAX_LOCATION: usize = 64;
-
 /// Classes that TorchScript compiled: their instances are their attributes.
 const SCRIPTED: &str = "__torch__";
 
@@ -86,9 +86,6 @@ pub(super) fn storages(pickle: &Pickle, steps: &Steps<'_>) -> Result<Vec<Storage
 pub(super) fn check(pickle: &Pickle, skip_unknown: bool, steps: &Steps<'_>) -> Result<(), Refusal> {
     Reader::new(pickle, skip_unknown, steps).read().map(drop)
 }
-
-/// What the id of a storage says: class, key, location and count of elements.
-type Described<'a> = ((&'a str, &'a str), Ref, &'a [u8], i64);
 
 /// What comes of a pickle.
 #[derive(Debug, Default)]
@@ -311,264 +308,6 @@ impl<'a> Reader<'a> {
             }
             _ => self.plain(module, name, args),
         }
-    }
-
-    /// The calls that make values without a storage.
-    fn plain(&mut self, module: &str, name: &str, args: &'a [Ref]) -> Result<Meaning, Refusal> {
-        self.charge(args.len())?;
-        let values: Vec<Value<'a>> = args.iter().map(|&arg| self.pickle.value(arg)).collect();
-        for value in &values {
-            self.charge(match value {
-                Value::Tuple(items) => items.len(),
-                Value::Str(bytes) | Value::Bytes(bytes) => bytes.len(),
-                _ => 1,
-            })?;
-        }
-        Ok(match (name, &values[..]) {
-            ("Size", [Value::Tuple(sizes)]) => Meaning::Size(self.ints(sizes)?),
-            ("device", [Value::Str(kind)]) => Meaning::Device(text(kind), None),
-            ("device", [Value::Str(kind), Value::Int(index)]) => {
-                Meaning::Device(text(kind), Some(*index))
-            }
-            ("encode", [Value::Str(_), Value::Str(_)]) => match self.encoded(args) {
-                Some(bytes) => Meaning::Bytes(bytes),
-                None => return malformed("bytes hold a character over 255"),
-            },
-            ("complex", [Value::Float(real), Value::Float(imaginary)]) => {
-                Meaning::Complex(*real, *imaginary)
-            }
-            ("bytes", []) => Meaning::Bytes(vec![]),
-            ("bytearray", []) => Meaning::ByteArray(vec![]),
-            ("bytearray", [Value::Bytes(bytes)]) => Meaning::ByteArray(bytes.to_vec()),
-            ("bytearray", [Value::Call(call)]) => {
-                let args = self.tuple(call.args)?;
-                let is_encoded = matches!(self.class(call.callable), Some(("_codecs", "encode")));
-                let len = args.first().map(|&arg| self.pickle.value(arg));
-                self.charge(len.map_or(1, |value| match value {
-                    Value::Str(bytes) => bytes.len(),
-                    _ => 1,
-                }))?;
-                match is_encoded.then(|| self.encoded(args)).flatten() {
-                    Some(bytes) => Meaning::ByteArray(bytes),
-                    None => return malformed("a bytearray of what is no bytes"),
-                }
-            }
-            (
-                "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist",
-                [Value::List(_)],
-            )
-            | ("restore_type_tag", [_, Value::Str(_)]) => {
-                if let Value::Call(inner) = &values[0] {
-                    let class = self.class(inner.callable);
-                    if class.is_some_and(|(_, name)| name == "restore_type_tag") {
-                        return malformed("a type tag has another for its value");
-                    }
-                }
-                Meaning::Same(args[0])
-            }
-            _ => {
-                return malformed(format!(
-                    "{module}.{name} is given arguments that it does not take"
-                ))
-            }
-        })
-    }
-
-    /// The bytes that `_codecs.encode(text, "latin1")` makes.
-    fn encoded(&self, args: &[Ref]) -> Option<Vec<u8>> {
-        let &[letters, encoding] = args else { return None };
-        let Value::Str(letters) = self.pickle.value(letters) else { return None };
-        if !self.is_text(encoding, "latin1") {
-            return None;
-        }
-        let letters = str::from_utf8(letters).ok()?;
-        letters.chars().map(|letter| u8::try_from(u32::from(letter)).ok()).collect()
-    }
-
-    fn tensor(
-        &mut self,
-        args: &'a [Ref],
-        dtype: Option<Ref>,
-        metadata: Option<&Ref>,
-    ) -> Result<Meaning, Refusal> {
-        if let Some(Value::Dict(flags)) = metadata.map(|&flags| self.pickle.value(flags)) {
-            if !flags.is_empty() {
-                return unknown("a tensor that is conjugated or negated");
-            }
-        }
-        let (shape, strides) = (self.tuple(args[2])?, self.tuple(args[3])?);
-        self.charge(shape.len() + strides.len())?;
-        let storage = self.storage(args[0])?;
-        let dtype = match dtype.map(|dtype| self.pickle.value(dtype)) {
-            None => self.read.storages[storage].dtype,
-            Some(Value::Global("torch", name)) => match TorchDtype::from_name(name) {
-                Some(dtype) => dtype,
-                None => return malformed(format!("{name} is no dtype")),
-            },
-            Some(_) => return malformed("a tensor's dtype is no dtype"),
-        };
-        let tensor = Tensor {
-            storage,
-            dtype,
-            offset: self.int(args[1])?,
-            shape: self.ints(shape)?,
-            strides: self.ints(strides)?,
-            requires_grad: args.get(4).map_or(Ok(false), |&arg| self.bool(arg))?,
-        };
-        let byte_len = self.read.storages[storage].byte_len;
-        tensor.check(byte_len).map_err(Malformed::new)?;
-        self.read.tensors.push(tensor);
-        Ok(Meaning::Tensor(self.read.tensors.len() - 1))
-    }
-
-    /// A parameter is a tensor of its own over the storage of another.
-    fn parameter(&mut self, data: Ref, requires_grad: bool) -> Result<Meaning, Refusal> {
-        let no_tensor = || Refusal::from(Malformed::new("a parameter of what is no tensor"));
-        let Value::Call(call) = self.pickle.value(data) else { return Err(no_tensor()) };
-        // Looked at before the call is: parameters of parameters could nest without end.
-        let made = match self.pickle.value(call.callable) {
-            Value::Global(_, name) if name.starts_with("_rebuild_tensor") => self.call(&call)?,
-            Value::Global(module, name) if !is_known(module, name) => {
-                return unknown(format!("{module}.{name}"))
-            }
-            _ => return Err(no_tensor()),
-        };
-        let Meaning::Tensor(tensor) = made else { return Err(no_tensor()) };
-        // The call was looked at for this parameter alone; where the pickle uses its result
-        // elsewhere, it is looked at again.
-        let parameter = &mut self.read.tensors[tensor];
-        parameter.requires_grad = requires_grad;
-        let byte_len = self.read.storages[parameter.storage].byte_len;
-        parameter.check(byte_len).map_err(Malformed::new)?;
-        Ok(Meaning::Parameter { tensor, requires_grad })
-    }
-
-    fn storage(&mut self, value: Ref) -> Result<usize, Refusal> {
-        match self.pickle.value(value) {
-            Value::Persistent(id) => self.persistent(id),
-            _ => malformed("a tensor lies in what is no storage"),
-        }
-    }
-
-    /// Takes down a storage by its persistent id.
-    fn persistent(&mut self, id: Ref) -> Result<usize, Refusal> {
-        let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
-        let parts = self.tuple(id)?;
-        if let &[tag, class, _, _] = parts {
-            if let (true, Value::Global(module, name)) =
-                (self.is_text(tag, "module"), self.pickle.value(class))
-            {
-                return unknown(format!("{module}.{name}"));
-            }
-        }
-        let (class, key, location, elements) = match *parts {
-            [tag, class, key, location, n] => self.described(tag, class, key, location, n),
-            [tag, class, key, location, n, view] => {
-                let described = self.described(tag, class, key, location, n);
-                if described.is_none() || !matches!(self.pickle.value(view), Value::None) {
-                    return unknown("a view of a storage");
-                }
-                described
-            }
-            _ => None,
-        }
-        .ok_or_else(no_storage)?;
-        let dtype = match class {
-            (_, "UntypedStorage") => BYTE,
-            (module, name) => match TorchDtype::from_storage_class(name) {
-                Some(dtype) => dtype,
-                None if is_known(module, name) => return Err(no_storage()),
-                None => return unknown(format!("{module}.{name}")),
-            },
-        };
-        let byte_len = u64::try_from(elements)
-            .ok()
-            .and_then(|elements| elements.checked_mul(dtype.item_size()))
-            .ok_or_else(|| {
-                Malformed::new(format!("storage {} of {elements} elements", self.shown(key)))
-            })?;
-        self.named_storage(key, dtype, byte_len, location)
-    }
-
-    /// The storage of a key, which is taken down if it is new.
-    fn named_storage(
-        &mut self,
-        key: Ref,
-        dtype: TorchDtype,
-        byte_len: u64,
-        location: &'a [u8],
-    ) -> Result<usize, Refusal> {
-        let Value::Str(name) = self.pickle.value(key) else {
-            return malformed("a tensor lies in what is no storage");
-        };
-        let known = self.places.get(&key).copied().or_else(|| self.keys.get(name).copied());
-        let index = match known {
-            None => self.push(name, dtype, byte_len, location)?,
-            Some(index) => {
-                let storage = &self.read.storages[index];
-                match (storage.byte_len == byte_len, storage.dtype == dtype) {
-                    (true, true) => index,
-                    // Tensors without elements may share one storage whatever their dtypes are.
-                    (true, false) if byte_len == 0 => {
-                        if let Some(&twin) = self.empty.get(&(index, dtype)) {
-                            return Ok(twin);
-                        }
-                        let twin = self.push(name, dtype, 0, location)?;
-                        self.empty.insert((index, dtype), twin);
-                        return Ok(twin);
-                    }
-                    _ => {
-                        let key = self.shown(key);
-                        return malformed(format!("storage {key} is described in two ways"));
-                    }
-                }
-            }
-        };
-        self.places.insert(key, index);
-        self.keys.insert(name, index);
-        Ok(index)
-    }
-
-    fn push(
-        &mut self,
-        name: &[u8],
-        dtype: TorchDtype,
-        byte_len: u64,
-        location: &[u8],
-    ) -> Result<usize, Refusal> {
-        if location.len() > MAX_LOCATION {
-            let len = location.len();
-            return malformed(format!(
-                "storage {} has a location of {len} bytes",
-                shown(&text(name))
-            ));
-        }
-        let (key, location) = (text(name), text(location));
-        self.read.storages.push(Storage { key, dtype, byte_len, location });
-        Ok(self.read.storages.len() - 1)
-    }
-
-    /// Class, key, location and count of elements, if these are the parts of a storage's id.
-    fn described(
-        &self,
-        tag: Ref,
-        class: Ref,
-        key: Ref,
-        location: Ref,
-        elements: Ref,
-    ) -> Option<Described<'a>> {
-        let values = [key, location, elements].map(|part| self.pickle.value(part));
-        match (self.pickle.value(class), values) {
-            (
-                Value::Global(module, name),
-                [Value::Str(_), Value::Str(location), Value::Int(elements)],
-            ) if self.is_text(tag, "storage") => Some(((module, name), key, location, elements)),
-            _ => None,
-        }
-    }
-
-    fn shown(&self, key: Ref) -> String {
-        shown(&self.pickle.text(key).unwrap_or_default())
     }
 
     fn is_text(&self, value: Ref, text: &str) -> bool {

@@ -1,0 +1,146 @@
+//! The storages that a pickle names by persistent ids.
+
+use super::{is_known, malformed, text, unknown, Reader};
+use crate::format::{
+    dtype::{TorchDtype, BYTE},
+    pytorch::Storage,
+    shown,
+    value::{Ref, Value},
+    Malformed, Refusal,
+};
+
+/// Bytes of the longest location of a storage, such as `cuda:0`.
+const MAX_LOCATION: usize = 64;
+
+/// What the id of a storage says: class, key, location and count of elements.
+type Described<'a> = ((&'a str, &'a str), Ref, &'a [u8], i64);
+
+impl<'a> Reader<'a> {
+    pub(super) fn storage(&mut self, value: Ref) -> Result<usize, Refusal> {
+        match self.pickle.value(value) {
+            Value::Persistent(id) => self.persistent(id),
+            _ => malformed("a tensor lies in what is no storage"),
+        }
+    }
+
+    /// Takes down a storage by its persistent id.
+    pub(super) fn persistent(&mut self, id: Ref) -> Result<usize, Refusal> {
+        let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
+        let parts = self.tuple(id)?;
+        if let &[tag, class, _, _] = parts {
+            if let (true, Value::Global(module, name)) =
+                (self.is_text(tag, "module"), self.pickle.value(class))
+            {
+                return unknown(format!("{module}.{name}"));
+            }
+        }
+        let (class, key, location, elements) = match *parts {
+            [tag, class, key, location, n] => self.described(tag, class, key, location, n),
+            [tag, class, key, location, n, view] => {
+                let described = self.described(tag, class, key, location, n);
+                if described.is_none() || !matches!(self.pickle.value(view), Value::None) {
+                    return unknown("a view of a storage");
+                }
+                described
+            }
+            _ => None,
+        }
+        .ok_or_else(no_storage)?;
+        let dtype = match class {
+            (_, "UntypedStorage") => BYTE,
+            (module, name) => match TorchDtype::from_storage_class(name) {
+                Some(dtype) => dtype,
+                None if is_known(module, name) => return Err(no_storage()),
+                None => return unknown(format!("{module}.{name}")),
+            },
+        };
+        let byte_len = u64::try_from(elements)
+            .ok()
+            .and_then(|elements| elements.checked_mul(dtype.item_size()))
+            .ok_or_else(|| {
+                Malformed::new(format!("storage {} of {elements} elements", self.shown(key)))
+            })?;
+        self.named_storage(key, dtype, byte_len, location)
+    }
+
+    /// The storage of a key, which is taken down if it is new.
+    fn named_storage(
+        &mut self,
+        key: Ref,
+        dtype: TorchDtype,
+        byte_len: u64,
+        location: &'a [u8],
+    ) -> Result<usize, Refusal> {
+        let Value::Str(name) = self.pickle.value(key) else {
+            return malformed("a tensor lies in what is no storage");
+        };
+        let known = self.places.get(&key).copied().or_else(|| self.keys.get(name).copied());
+        let index = match known {
+            None => self.push(name, dtype, byte_len, location)?,
+            Some(index) => {
+                let storage = &self.read.storages[index];
+                match (storage.byte_len == byte_len, storage.dtype == dtype) {
+                    (true, true) => index,
+                    // Tensors without elements may share one storage whatever their dtypes are.
+                    (true, false) if byte_len == 0 => {
+                        if let Some(&twin) = self.empty.get(&(index, dtype)) {
+                            return Ok(twin);
+                        }
+                        let twin = self.push(name, dtype, 0, location)?;
+                        self.empty.insert((index, dtype), twin);
+                        return Ok(twin);
+                    }
+                    _ => {
+                        let key = self.shown(key);
+                        return malformed(format!("storage {key} is described in two ways"));
+                    }
+                }
+            }
+        };
+        self.places.insert(key, index);
+        self.keys.insert(name, index);
+        Ok(index)
+    }
+
+    fn push(
+        &mut self,
+        name: &[u8],
+        dtype: TorchDtype,
+        byte_len: u64,
+        location: &[u8],
+    ) -> Result<usize, Refusal> {
+        if location.len() > MAX_LOCATION {
+            let len = location.len();
+            return malformed(format!(
+                "storage {} has a location of {len} bytes",
+                shown(&text(name))
+            ));
+        }
+        let (key, location) = (text(name), text(location));
+        self.read.storages.push(Storage { key, dtype, byte_len, location });
+        Ok(self.read.storages.len() - 1)
+    }
+
+    /// Class, key, location and count of elements, if these are the parts of a storage's id.
+    fn described(
+        &self,
+        tag: Ref,
+        class: Ref,
+        key: Ref,
+        location: Ref,
+        elements: Ref,
+    ) -> Option<Described<'a>> {
+        let values = [key, location, elements].map(|part| self.pickle.value(part));
+        match (self.pickle.value(class), values) {
+            (
+                Value::Global(module, name),
+                [Value::Str(_), Value::Str(location), Value::Int(elements)],
+            ) if self.is_text(tag, "storage") => Some(((module, name), key, location, elements)),
+            _ => None,
+        }
+    }
+
+    fn shown(&self, key: Ref) -> String {
+        shown(&self.pickle.text(key).unwrap_or_default())
+    }
+}
