@@ -5,18 +5,21 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 8] = [
     "csrc/helper.cpp",
     "csrc/lanes.cpp",
+    "csrc/load_ops.cpp",
     "csrc/ops.cpp",
+    "csrc/save_ops.cpp",
     "csrc/state_dict.cpp",
     "csrc/targets.cpp",
     "csrc/tensor.cpp",
 ];
-const HEADERS: [&str; 8] = [
+const HEADERS: [&str; 9] = [
     "csrc/error.h",
     "csrc/helper.h",
     "csrc/lanes.h",
+    "csrc/ops.h",
     "csrc/saving.h",
     "csrc/state_dict.h",
     "csrc/targets.h",
