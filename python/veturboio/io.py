@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,6 +12,15 @@ import torch
 
 from veturboio import _fallback, _ops
 from veturboio import placement as place
+from veturboio._arguments import (
+    check_mapping,
+    check_weights_only,
+    refuse,
+    refuse_uninitialized,
+    storage_options_of,
+    wants_cipher,
+    way_of,
+)
 from veturboio._fallback import Wanted
 from veturboio._sources import File, held, is_address, opened, pinned
 from veturboio._sources import FilePath as FilePath
@@ -24,8 +32,6 @@ from veturboio.selection import Slices, as_options
 
 #: How many versions of a file that is replaced all the time are tried.
 _VERSIONS = 5
-
-_is_address = is_address
 
 
 def load(
@@ -153,23 +159,23 @@ def load(
         RuntimeError: there is no such device, or it failed.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
-    _refuse("use_cipher", _wants_cipher(use_cipher))
+    refuse("use_cipher", wants_cipher(use_cipher))
     with opened(file) as path:
-        _check_weights_only(path, weights_only)
+        check_weights_only(path, weights_only)
         options: dict[str, Any] = {
             "num_thread": num_thread if enable_fast_mode else min(num_thread, 1),
             "use_direct_io": use_direct_io,
             "use_pinmem": use_pinmem,
             "helper": helper,
-            "way": _way(path, way, mmap, use_direct_io),
-            "storage_options": _options(storage_options),
+            "way": way_of(path, way, mmap, use_direct_io),
+            "storage_options": storage_options_of(storage_options),
             "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
             "restore_aliases": restore_aliases,
             "skip_unknown": skip_unknown,
             **as_options(path, names, slices),
         }
         if state_dict is not None:
-            _check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
+            check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
             if dtype is not None:
                 shown = _ops.shown(path)
                 raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
@@ -228,28 +234,6 @@ def _placed(path: str, wanted: Wanted, described: dict[str, Any]) -> dict[str, t
                 raise
 
 
-def _check_weights_only(path: str, weights_only: bool | None) -> None:
-    if weights_only is not None and not weights_only:
-        raise ArgumentError(
-            f"load {_ops.printable(path)}: weights_only=False would run the file's pickle, which "
-            "is never done; torch.load does, and skip_unknown=True loads what needs no running"
-        )
-
-
-def _way(path: str, way: str | None, mmap: bool | None, use_direct_io: bool) -> str | None:
-    """What ``mmap`` asks for, in the words of ``way``."""
-    if mmap is None:
-        return way
-    asked = "direct" if use_direct_io and way is None else way
-    fits = asked in (None, "auto", "map") if mmap else asked != "map"
-    if not fits:
-        shown = _ops.shown(path)
-        raise ArgumentError(f"load {shown}: mmap={bool(mmap)} cannot be combined with {asked!r}")
-    if mmap:
-        return "map"
-    return "read" if asked in (None, "auto") else way
-
-
 def explain(
     file: File,
     num_thread: int = 32,
@@ -277,7 +261,7 @@ def explain(
                 num_thread=num_thread,
                 use_direct_io=use_direct_io,
                 way=way,
-                storage_options=_options(storage_options),
+                storage_options=storage_options_of(storage_options),
                 cache_dir=None if cache_dir is None else os.fsdecode(cache_dir),
                 restore_aliases=restore_aliases,
                 skip_unknown=skip_unknown,
@@ -358,12 +342,12 @@ def save_file(
         OSError: the system refuses the file; the class follows the errno.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
-    _refuse("use_cipher", _wants_cipher(use_cipher or None))
+    refuse("use_cipher", wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
-    _check_mapping(path, "state_dict", state_dict, torch.Tensor)
-    _refuse_uninitialized(path, state_dict)
+    check_mapping(path, "state_dict", state_dict, torch.Tensor)
+    refuse_uninitialized(path, state_dict)
     if metadata is not None:
-        _check_mapping(path, "metadata", metadata, str)
+        check_mapping(path, "metadata", metadata, str)
     options = {
         "metadata": None if metadata is None else dict(metadata),
         "force_contiguous": force_contiguous,
@@ -372,7 +356,7 @@ def save_file(
         "helper": helper,
         "durable": durable,
         "overwrite": overwrite,
-        "storage_options": _options(storage_options),
+        "storage_options": storage_options_of(storage_options),
     }
 
     def save(tensors: Mapping[str, torch.Tensor], ticket: Any = None) -> None:
@@ -384,7 +368,7 @@ def save_file(
         return None
     ticket = _ops.save_ticket()
     # Where that is now, wherever the program goes meanwhile.
-    if path and not _is_address(path):
+    if path and not is_address(path):
         path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
     copies = snapshot(state_dict)
     if copies is None:
@@ -405,52 +389,4 @@ def metadata(file: File, storage_options: Mapping[str, str] | None = None) -> di
         OSError: the system refuses the file; the class follows the errno.
     """
     with opened(file) as path:
-        return _ops.metadata(path, storage_options=_options(storage_options))
-
-
-def _options(options: Mapping[str, str] | None) -> dict[str, str] | None:
-    if options is None:
-        return None
-    if not isinstance(options, Mapping):
-        raise TypeError(f"storage_options is not a dict but a {type(options).__name__}")
-    for name, value in options.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            # Its value may be a secret.
-            raise TypeError(f"storage_options[{name!r}] is not a str but a {type(value).__name__}")
-    return dict(options)
-
-
-def _check_mapping(
-    path: str, what: str, mapping: object, values: type, action: str = "save"
-) -> None:
-    """Say which entry is wrong, where torch would only say that the dict is."""
-    path = _ops.printable(path)
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"{action} {path}: {what} is not a dict but a {type(mapping).__name__}")
-    for name, value in mapping.items():
-        if not isinstance(name, str):
-            raise TypeError(f"{action} {path}: name {name!r} in {what} is not a str")
-        if not isinstance(value, values):
-            found, wanted = type(value).__name__, values.__name__
-            raise TypeError(f"{action} {path}: {what}[{name!r}] is not a {wanted} but a {found}")
-
-
-def _refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Refuse parameters and buffers of lazy modules: to the core they are empty tensors."""
-    for name, tensor in state_dict.items():
-        if torch.nn.parameter.is_lazy(tensor):
-            shown, quoted = _ops.shown(path), json.dumps(name, ensure_ascii=False)
-            raise ArgumentError(
-                f"save {shown}: tensor {quoted}: has no shape before its lazy module is called"
-            )
-
-
-def _wants_cipher(use_cipher: bool | None) -> bool:
-    if use_cipher is None:
-        return os.environ.get("VETURBOIO_USE_CIPHER", "0") == "1"
-    return use_cipher
-
-
-def _refuse(parameter: str, asked_for: bool) -> None:
-    if asked_for:
-        raise NotImplementedError(f"{parameter} is not implemented yet")
+        return _ops.metadata(path, storage_options=storage_options_of(storage_options))

@@ -12,8 +12,8 @@ from typing import IO, Any, cast
 import torch
 
 from veturboio import _ops
-from veturboio._sources import is_local
-from veturboio.io import FilePath, _options, _refuse, _wants_cipher
+from veturboio._arguments import refuse, storage_options_of, wants_cipher
+from veturboio._sources import FilePath, is_local
 
 
 def save_pt(
@@ -46,9 +46,9 @@ def save_pt(
         OSError: the system refuses the file; the class follows the errno.
         NotImplementedError: encryption is asked for.
     """
-    _refuse("use_cipher", _wants_cipher(use_cipher or None))
+    refuse("use_cipher", wants_cipher(use_cipher or None))
     path = os.fsdecode(file)
-    options = _options(storage_options)
+    options = storage_options_of(storage_options)
     if not isinstance(state_dict, Mapping):
         found = type(state_dict).__name__
         raise TypeError(f"save {_ops.shown(path)}: state_dict is not a dict but a {found}")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from veturboio import _ops
+from veturboio._arguments import refuse, storage_options_of, wants_cipher
 from veturboio._segment import filled
 from veturboio._sources import File, FilePath, opened
-from veturboio.io import _options, _refuse, _wants_cipher
 
 
 def load_to_shmem(
@@ -50,12 +50,12 @@ def load_to_shmem(
         ValueError: ``num_thread`` is less than 1.
         NotImplementedError: a parameter asks for what does not exist yet.
     """
-    _refuse("use_cipher", _wants_cipher(use_cipher))
+    refuse("use_cipher", wants_cipher(use_cipher))
     options: dict[str, Any] = {
         "num_thread": num_thread,
         "use_direct_io": use_direct_io,
         "helper": helper,
-        "storage_options": _options(storage_options),
+        "storage_options": storage_options_of(storage_options),
         "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
     }
     with opened(file) as path:
