@@ -1,5 +1,5 @@
-//! The story of a load into tensors that are already there: look at both sides, refuse before
-//! anything is written, then read straight into the tensors' memory.
+//! A load into tensors that are already there: look at both sides, refuse before anything is
+//! written, then read straight into the tensors' memory.
 
 use crate::{
     choice::Choice,

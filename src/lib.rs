@@ -16,7 +16,7 @@
 //! # }
 //! ```
 //!
-//! # The rooms, from the ground up
+//! # The modules, from the ground up
 //!
 //! A module imports only modules above it in this list.
 //!
@@ -24,8 +24,8 @@
 //! |---|---|
 //! | `address` | what a name names: a file, or an object of a store. Pure |
 //! | `watch` | what a caller sees of a running load or save, and how he stops it |
+//! | [`format`] | what bytes mean: safetensors headers, PyTorch archives. No file, no torch |
 //! | `error` | what can go wrong, and the words for it |
-//! | [`format`] | what bytes mean: dtypes, the safetensors header, aliases. No file, no torch |
 //! | `limits` | what system, control groups and the process's own limits leave to be taken |
 //! | `processors` | how many processors this process may use |
 //! | `threads` | threads that live as long as one load or save |
@@ -45,7 +45,7 @@
 //! | `pipeline` | how bytes get to devices |
 //! | `writer` | how the bytes of a file that is laid out are written |
 //! | `transfer` | how a finished file is sent to where an address says |
-//! | `load`, `fill`, `save` | the three stories |
+//! | `load`, `fill`, `save` | the three operations |
 //! | `ffi` | the border to `csrc/`, where torch's tensors are made and read |
 //! | `state_dict` | the Rust API over `tch` |
 //!

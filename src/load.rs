@@ -1,5 +1,4 @@
-//! The story of a load: open, read what the file says of itself, plan, bring the bytes in,
-//! hand out.
+//! A load: open, read what the file says of itself, plan, bring the bytes in, hand out.
 
 use crate::{
     address,

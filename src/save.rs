@@ -1,4 +1,4 @@
-//! The story of a save: look at the tensors, lay the file out, write beside it, put in place.
+//! A save: look at the tensors, lay the file out, write beside it, put in place.
 
 use crate::{
     buffers::{Buffers, Ring},

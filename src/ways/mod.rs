@@ -1,6 +1,6 @@
 //! How bytes of a file come into memory.
 //!
-//! Each way is a room of its own. The private map ([`map`]) makes the page cache itself the memory;
+//! Each way is a module of its own. The private map ([`map`]) makes the page cache itself the memory;
 //! the readers ([`Reader`]) fill memory that is already there: through the page cache
 //! ([`read`]), past it ([`direct`]), or past it with many requests in flight from one thread
 //! ([`uring`]). All of them pass the suite in `conformance`.
