@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 
 import torch
 
 from veturboio import _ops
+from veturboio._nested import quoted
 from veturboio.errors import ArgumentError
 
 
@@ -43,9 +43,9 @@ def refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> N
     """Refuse parameters and buffers of lazy modules: to the core they are empty tensors."""
     for name, tensor in state_dict.items():
         if torch.nn.parameter.is_lazy(tensor):
-            shown, quoted = _ops.shown(path), json.dumps(name, ensure_ascii=False)
             raise ArgumentError(
-                f"save {shown}: tensor {quoted}: has no shape before its lazy module is called"
+                f"save {_ops.printable(path)}: tensor {quoted(name)}: has no shape before its lazy "
+                "module is called"
             )
 
 
@@ -75,8 +75,8 @@ def way_of(path: str, way: str | None, mmap: bool | None, use_direct_io: bool) -
     asked = "direct" if use_direct_io and way is None else way
     fits = asked in (None, "auto", "map") if mmap else asked != "map"
     if not fits:
-        shown = _ops.shown(path)
-        raise ArgumentError(f"load {shown}: mmap={bool(mmap)} cannot be combined with {asked!r}")
+        reason = f"mmap={bool(mmap)} cannot be combined with {asked!r}"
+        raise ArgumentError(f"load {_ops.printable(path)}: {reason}")
     if mmap:
         return "map"
     return "read" if asked in (None, "auto") else way

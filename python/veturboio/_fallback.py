@@ -28,7 +28,7 @@ from veturboio import _filled, _nested
 from veturboio import placement as place
 from veturboio._handle import Handle
 from veturboio._moved import Moved, Restore, restored
-from veturboio._ops import shown
+from veturboio._ops import printable, shown
 from veturboio._partial import part
 from veturboio.errors import ArgumentError, FormatError, UnknownNameError
 from veturboio.placement import MapLocation
@@ -124,7 +124,7 @@ def load(file: Handle, wanted: Wanted, refused: UnknownNameError) -> Any:
 
 def explained(file: str, refused: UnknownNameError) -> str:
     """Say how such a file would be loaded, and why."""
-    return f"{shown(file)}: torch.load(weights_only=True), because {refused.reason}"
+    return f"{printable(file)}: torch.load(weights_only=True), because {refused.reason}"
 
 
 def _placed(file: Handle, reader: _Reader, wanted: Wanted) -> Any:
@@ -172,7 +172,7 @@ def _moved(file: str, values: Any, wanted: Wanted, devices: dict[str, torch.devi
         return values
     for device in set((devices or {}).values()):
         if device.type == "meta":
-            text = f"load {shown(file)}: the meta device is for all tensors or none"
+            text = f"load {printable(file)}: the meta device is for all tensors or none"
             raise ArgumentError(text)
         _check_device(file, device)
     names = _first_names(file, values, devices)
@@ -193,7 +193,7 @@ def _moved(file: str, values: Any, wanted: Wanted, devices: dict[str, torch.devi
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
         tensor_name = "" if name is None else f"tensor {_nested.quoted(name)}: "
-        raise ArgumentError(f"load {shown(file)}: {tensor_name}{reason}")
+        raise ArgumentError(f"load {printable(file)}: {tensor_name}{reason}")
 
     if wanted.is_partial:
         return {name: move(tensor, name) for name, tensor in values.items()}
@@ -209,7 +209,7 @@ def _first_names(file: str, values: Any, devices: dict[str, torch.device] | None
     except FormatError as error:
         if devices is not None and _byte_len(values) > 0:
             reason = "its tensors have no names of their own that map_location could mean"
-            raise ArgumentError(f"load {shown(file)}: {reason}: {error.reason}") from None
+            raise ArgumentError(f"load {printable(file)}: {reason}: {error.reason}") from None
     return names
 
 
@@ -236,7 +236,7 @@ def _check_device(file: str, device: torch.device) -> None:
         reason = str(error).partition("\n")[0]
     else:
         return
-    raise RuntimeError(f"load {shown(file)}: {reason}")
+    raise RuntimeError(f"load {printable(file)}: {reason}")
 
 
 class _Reader:
@@ -294,7 +294,7 @@ class _Reader:
         finally:
             raised.clear()
         if missing is not None:
-            raise RuntimeError(f"load {shown(self._file)}: {missing[0]}")
+            raise RuntimeError(f"load {printable(self._file)}: {missing[0]}")
         text = f"{self._refused}; torch.load refuses it too{words}"
         reason = f"{self._refused.reason}; torch.load refuses it too{words}"
         raise UnknownNameError(text, shown(self._file), None, reason)
@@ -329,7 +329,7 @@ def _words(error: Exception) -> str:
     text = str(error)
     unknown = re.search(r"GLOBAL (\S+) was not an allowed global", text)
     if unknown is not None:
-        name = _printable(unknown[1])
+        name = _in_one_line(unknown[1])
         return (
             f", because it does not know {name} either: torch.serialization.add_safe_globals("
             f"[{name}]) allows a class that you trust, and skip_unknown=True loads the rest"
@@ -342,10 +342,10 @@ def _words(error: Exception) -> str:
     elif "weights_only" in line or "Weights only load failed" in line:
         blocked = re.search(r"(\S+ whose module \S+ is blocked)", text)
         line = blocked[1] if blocked is not None else type(error).__name__
-    return f": {_printable(line)}; skip_unknown=True loads what is known"
+    return f": {_in_one_line(line)}; skip_unknown=True loads what is known"
 
 
-def _printable(text: str) -> str:
+def _in_one_line(text: str) -> str:
     """Words that may quote a file, on one line and of bounded length."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:_MAX_WORDS])
 

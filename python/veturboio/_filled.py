@@ -81,10 +81,10 @@ def _check(
     file: str, name: str, tensor: torch.Tensor, state_dict: Mapping[str, torch.Tensor]
 ) -> None:
     """Check what the core cannot have in a file."""
-    shown = _ops.shown(file)
+    path = _ops.printable(file)
     target = state_dict.get(name)
     if target is None:
-        raise ArgumentError(f"load {shown}: the file's tensor {quoted(name)} is not in state_dict")
+        raise ArgumentError(f"load {path}: the file's tensor {quoted(name)} is not in state_dict")
     if target.dtype != tensor.dtype:
         reason = "allocated tensor dtype not match"
     elif tensor.is_meta:
@@ -97,4 +97,4 @@ def _check(
         reason = "allocated tensor not contiguous"
     else:
         return
-    raise ArgumentError(f"load {shown}: tensor {quoted(name)}: {reason}")
+    raise ArgumentError(f"load {path}: tensor {quoted(name)}: {reason}")

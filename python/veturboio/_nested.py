@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from veturboio._ops import shown
+from veturboio._ops import printable, shown
 from veturboio.errors import FormatError
 from veturboio.unknown import Unknown
 
@@ -73,14 +73,14 @@ def named(values: object, file: str) -> dict[str, torch.Tensor]:
 
 
 def quoted(name: str) -> str:
-    """A tensor's name as messages show it."""
-    return json.dumps(name[:1000], ensure_ascii=False)
+    """A tensor's name as messages show it: in one line that every encoding of UTF-8 can write."""
+    return json.dumps(name[:1000], ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _refused(file: str, name: str | None, reason: str) -> FormatError:
-    file = shown(file)
     tensor = "" if name is None else f"tensor {quoted(name)}: "
-    return FormatError(f"read {file}: {tensor}{reason}", file, name, reason)
+    text = f"read {printable(file)}: {tensor}{reason}"
+    return FormatError(text, shown(file), name, reason)
 
 
 def _children(name: str | None, value: object) -> Iterator[tuple[str, Any]]:

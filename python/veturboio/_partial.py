@@ -9,7 +9,7 @@ import torch
 
 from veturboio._moved import is_plain
 from veturboio._nested import quoted
-from veturboio._ops import shown
+from veturboio._ops import printable
 from veturboio.errors import ArgumentError
 from veturboio.selection import INDEX, STEP
 
@@ -57,7 +57,7 @@ def part(
 
 
 def _refused(file: str, reason: str) -> ArgumentError:
-    return ArgumentError(f"load {shown(file)}: {reason}")
+    return ArgumentError(f"load {printable(file)}: {reason}")
 
 
 def _bare(tensor: torch.Tensor) -> torch.Tensor:

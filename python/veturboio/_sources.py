@@ -94,8 +94,11 @@ def opened(file: File) -> AbstractContextManager[str]:
     else:
         return _content(content, name)
     raise TypeError(
-        f"load {name}: expected str, bytes or os.PathLike object, a buffer or an open binary "
-        f"file, not {type(file).__name__}"
+        _refusal(
+            name,
+            "expected str, bytes or os.PathLike object, a buffer or an open binary file, not "
+            f"{type(file).__name__}",
+        )
     )
 
 
@@ -184,13 +187,17 @@ def _name_of(file: object) -> str:
     return f"<{type(file).__name__}>"
 
 
+def _refusal(name: str, reason: object) -> str:
+    return f"load {_ops.printable(name)}: {reason}"
+
+
 @contextmanager
 def _read(file: Any, name: str) -> Iterator[Handle]:
     if isinstance(file, io.TextIOBase):
-        raise TypeError(f"load {name}: file is open as text; open it with mode 'rb'")
+        raise TypeError(_refusal(name, "file is open as text; open it with mode 'rb'"))
     readable = getattr(file, "readable", None)
     if readable is not None and not readable():
-        raise io.UnsupportedOperation(f"load {name}: file is not open for reading")
+        raise io.UnsupportedOperation(_refusal(name, "file is not open for reading"))
     inner = _unwrapped(file)
     fd = _descriptor(inner)
     if fd is not None:
@@ -251,11 +258,11 @@ def _chunks(file: Any, name: str) -> Iterator[memoryview]:
         try:
             chunk = file.read(_CHUNK)
         except ValueError as error:  # such as of a file that is closed
-            raise ValueError(f"load {name}: {error}") from error
+            raise ValueError(_refusal(name, error)) from error
         if chunk is None:
-            raise BlockingIOError(errno.EAGAIN, f"load {name}: no bytes are there yet")
+            raise BlockingIOError(errno.EAGAIN, _refusal(name, "no bytes are there yet"))
         if isinstance(chunk, str):
-            raise TypeError(f"load {name}: file is open as text; open it with mode 'rb'")
+            raise TypeError(_refusal(name, "file is open as text; open it with mode 'rb'"))
         if not len(chunk):
             return
         yield memoryview(chunk)

@@ -177,8 +177,8 @@ def load(
         if state_dict is not None:
             check_mapping(path, "state_dict", state_dict, torch.Tensor, action="load")
             if dtype is not None:
-                shown = _ops.shown(path)
-                raise ArgumentError(f"load {shown}: state_dict cannot be combined with dtype")
+                reason = "state_dict cannot be combined with dtype"
+                raise ArgumentError(f"load {_ops.printable(path)}: {reason}")
         with watched(progress) as counters:
             wanted = Wanted(map_location, state_dict, dtype, one_allocation, counters, options)
             return _load(path, wanted)

@@ -51,7 +51,7 @@ def save_pt(
     options = storage_options_of(storage_options)
     if not isinstance(state_dict, Mapping):
         found = type(state_dict).__name__
-        raise TypeError(f"save {_ops.shown(path)}: state_dict is not a dict but a {found}")
+        raise TypeError(f"save {_ops.printable(path)}: state_dict is not a dict but a {found}")
     if not is_local(path):
         ticket = _ops.save_ticket()
         with _temporary(state_dict, path) as whole:
@@ -73,7 +73,7 @@ def save_pt(
         new.commit()
         return
     # Raised out here, so that it does not drag the traceback of the first along.
-    refused = OSError(number, f"save {path}: {os.strerror(number)}")
+    refused = OSError(number, f"save {_ops.printable(path)}: {os.strerror(number)}")
     refused.filename = path
     raise refused
 
@@ -91,7 +91,8 @@ def _temporary(state_dict: Mapping[str, Any], path: str) -> IO[bytes]:
             stack.pop_all()
             return whole
     # Out here for the same reason as above.
-    refused = OSError(number, f"save {_ops.shown(path)}: a temporary file: {os.strerror(number)}")
+    reason = f"a temporary file: {os.strerror(number)}"
+    refused = OSError(number, f"save {_ops.printable(path)}: {reason}")
     refused.filename = _ops.shown(path)
     raise refused
 

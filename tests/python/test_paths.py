@@ -12,7 +12,7 @@ from conftest import Run
 import veturboio
 
 CODE = """
-import errno, os, subprocess, sys, torch, veturboio
+import errno, os, subprocess, sys, torch, veturboio, warnings
 
 class Names(os.PathLike):
     def __init__(self, path):
@@ -24,6 +24,31 @@ print(sys.getfilesystemencoding())
 state = {"a": torch.arange(5.0)}
 folder = os.getcwdb()
 module = torch.nn.Linear(2, 2)
+
+lazy = {"a": torch.nn.LazyLinear(2).weight}
+sparse = torch.zeros(2, 2).to_sparse()
+warnings.simplefilter("ignore")
+
+class Unknown:
+    pass
+
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+def write(values, path):
+    with open(path, "wb") as file:
+        torch.save(values, file)
+
+def refused(call, path, *classes):
+    try:
+        call()
+    except classes as error:
+        str(error).encode()
+        assert "\\n" not in str(error) and "\\x01" not in str(error), error
+        assert "\\n" not in path or "\\\\n" in str(error), error
+    else:
+        raise AssertionError("it was not refused")
 
 def same(loaded):
     return torch.equal(loaded["a"], state["a"])
@@ -92,16 +117,33 @@ for name in (b"plain", b"caf\\xe9", b"\\xc3\\xa9", b"\\xff \\xc3\\xa9\\n\\x01", 
             lambda: veturboio.load(given, map_location={5: "cpu"}),
             lambda: veturboio.load(given, state_dict=5),
             lambda: veturboio.save_file(5, given),
+            lambda: veturboio.save_pt(5, given),
+            lambda: veturboio.load(given, state_dict={}, dtype=torch.half),
+            lambda: veturboio.load(given, mmap=True, way="read"),
+            lambda: veturboio.load(given, weights_only=False),
+            lambda: veturboio.save_file(lazy, given),
+            lambda: veturboio.save_file(lazy, given, wait=False),
+            lambda: veturboio.load(Named(text)),
         ):
-            try:
-                call()
-            except TypeError as error:
-                str(error).encode()
-                assert "\\n" not in str(error), error
-            else:
-                raise AssertionError("it was not refused")
-    with open(path, "wb") as file:
-        torch.save(state, file)
+            refused(call, text, TypeError, ValueError)
+        write({"a": torch.zeros(2), "b": Unknown()}, path)
+        for call in (
+            lambda: veturboio.load(given),
+            lambda: veturboio.load(given, names=["a"]),
+        ):
+            refused(call, text, veturboio.FormatError)
+        write({"\\ud800\\n": sparse}, path)
+        for call in (
+            lambda: veturboio.load(given, names=["x"]),
+            lambda: veturboio.load(given, map_location={"": "cpu", "a": "meta"}),
+            lambda: veturboio.load(given, state_dict={}),
+        ):
+            refused(call, text, ValueError)
+        assert veturboio.explain(given).isprintable()
+        write(sparse, path)
+        refused(lambda: veturboio.load(given, names=["x"]), text, veturboio.FormatError)
+        os.remove(path)
+    write(state, path)
     command = [sys.executable, "-m", "veturboio.convert", "-i", path, "-o", path + b".safetensors"]
     subprocess.run(command, check=True, capture_output=True)
     assert names() == {name, name + b".safetensors"}
