@@ -257,3 +257,7 @@ def test_other_names_of_a_file_are_told_of(tmp_path: Path, save: Save) -> None:
         warnings.simplefilter("error")
         save(STATE, tmp_path / "model")
         save(STATE, tmp_path / "new")
+    (tmp_path / "two\nlines").touch()
+    os.link(tmp_path / "two\nlines", tmp_path / "fifth")
+    with pytest.warns(UserWarning, match=r"save .*two\\nlines: 1 other name"):
+        save(STATE, tmp_path / "two\nlines")

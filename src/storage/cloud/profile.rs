@@ -1,5 +1,6 @@
 //! What `aws configure` writes: `~/.aws/credentials` and `~/.aws/config`.
 
+use crate::address::printable;
 use object_store::aws::AmazonS3ConfigKey;
 use std::{
     env, fs, io,
@@ -60,7 +61,7 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{}: {}", path.display(), error.kind())),
+        Err(error) => Err(format!("{}: {}", printable(path), error.kind())),
     }
 }
 

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::settings::Settings;
-use crate::error::said;
+use crate::{address::printable, error::said};
 use std::{
     env,
     ffi::{c_char, c_int, c_short, c_void, CStr, CString, OsString},
@@ -310,7 +310,7 @@ fn load(path: &Path) -> io::Result<Functions> {
         let path = PathBuf::from(path);
         let words = format!(
             "the SFCS client library {} cannot be loaded: {words} (LIBCFS_PATH names another)",
-            path.display()
+            printable(&path)
         );
         said(libc::ENOENT, words)
     };

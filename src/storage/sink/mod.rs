@@ -24,6 +24,7 @@ mod temporary;
 
 use super::{order, Creation, FileSystem, Sink};
 use crate::{
+    address::printable,
     error::{said, Error, Result},
     watch::Watch,
 };
@@ -201,7 +202,7 @@ impl LocalSink {
     }
 
     fn told(&self, words: &str) -> String {
-        format!("save {}: {words}", self.name.display())
+        format!("save {}: {words}", printable(&self.name))
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     directory::{self, Directory},
     target::Target,
 };
-use crate::error::said;
+use crate::{address::printable, error::said};
 use std::{
     ffi::{CStr, CString},
     fs::File,
@@ -78,8 +78,7 @@ pub fn elsewhere(error: &io::Error) -> io::Error {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     let words = io::Error::from_raw_os_error(errno).to_string();
     let words = words.split(" (os error").next().unwrap_or_default();
-    let directory = std::env::temp_dir();
-    let directory = directory.display();
+    let directory = printable(&std::env::temp_dir());
     said(errno, format!("a temporary file in {directory} (TMPDIR names another place): {words}"))
 }
 
