@@ -158,6 +158,14 @@ impl Source for Inflated<'_> {
         self.entries.last().map_or(self.file.len(), |last| last.at + last.deflated.len)
     }
 
+    fn version(&self) -> String {
+        self.file.version()
+    }
+
+    fn is_sequential(&self) -> bool {
+        self.file.is_sequential()
+    }
+
     fn read_exact_at(
         &self,
         mut buffer: &mut [u8],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,26 @@ def test_a_pytorch_file_without_ranges(
     assert same(load(server), saved)
     assert len(server.requests) <= 5
     assert same(load(server, names=["7", "90"]), {name: saved[name] for name in ("7", "90")})
+
+
+def test_a_zip_that_was_zipped_again_without_ranges(server: Server, tmp_path: Path) -> None:
+    """What is inflated is read in one passage too, not by as many threads as there may be."""
+    saved = {str(index): torch.full((99_999,), index) for index in range(50)}
+    torch.save(saved, tmp_path / "pt")
+    with (
+        zipfile.ZipFile(tmp_path / "pt") as archive,
+        zipfile.ZipFile(tmp_path / "again", "w", zipfile.ZIP_DEFLATED) as again,
+    ):
+        for name in archive.namelist():
+            again.writestr(name, archive.read(name))
+        again.writestr(
+            archive.namelist()[0].split("/")[0] + "/.data/large",
+            random.randbytes(8 * MIB),
+            zipfile.ZIP_STORED,
+        )
+    server.answer = File((tmp_path / "again").read_bytes(), ranges=False)
+    assert same(load(server), saved)
+    assert len(server.requests) <= 5
 
 
 def test_tied_weights_without_ranges(server: Server, tmp_path: Path) -> None:
