@@ -60,12 +60,12 @@ impl Malformed {
 }
 
 /// A shape for a message: the first sizes, and how many there are if not all are shown.
-pub(crate) struct Shape<'a>(pub &'a [u64]);
+pub(crate) struct Shape<'a, T = u64>(pub &'a [T]);
 
 /// Sizes that a message shows of a shape.
 const MAX_SHOWN_SIZES: usize = 16;
 
-impl fmt::Display for Shape<'_> {
+impl<T: fmt::Debug> fmt::Display for Shape<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.get(..MAX_SHOWN_SIZES) {
             Some(first) if first.len() < self.0.len() => {

@@ -15,7 +15,7 @@ use super::{
     rebuild::Reader,
     steps::Steps,
     value::{Pickle, Ref, Value},
-    Refusal,
+    Refusal, Shape,
 };
 use serde_json::json;
 use std::collections::HashMap;
@@ -168,7 +168,10 @@ impl Tensor {
     /// Whether every element lies in a storage of `byte_len` bytes.
     pub(super) fn check(&self, byte_len: u64) -> Result<(), String> {
         let Self { offset, shape, strides, .. } = self;
-        let told = || format!("a tensor of shape {shape:?}, strides {strides:?}, offset {offset}");
+        let told = || {
+            let (shape, strides) = (Shape(shape), Shape(strides));
+            format!("a tensor of shape {shape}, strides {strides}, offset {offset}")
+        };
         if shape.len() != strides.len() {
             return Err(format!("{} has not one stride a dimension", told()));
         }
@@ -201,6 +204,16 @@ impl Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_tensor_is_described_in_a_few_words() {
+        let dtype = TorchDtype::from_name("float32").unwrap();
+        let (shape, strides) = (vec![1; 1_000_000], vec![-1; 1_000_000]);
+        let tensor = Tensor { storage: 0, dtype, offset: 0, shape, strides, requires_grad: false };
+        let reason = tensor.check(4).unwrap_err();
+        assert!(reason.contains("(1000000 dimensions)"), "{}", &reason[..200]);
+        assert!(reason.len() < 300);
+    }
 
     #[test]
     fn locations_are_told_in_the_order_of_the_tensors() {
