@@ -18,10 +18,19 @@
 namespace veturboio::core {
 namespace {
 
+constexpr const char* kMetaForSome = "the meta device is for all tensors or none";
+
 // A load says of a helper what memory it is for.
 void check_helper(const std::string& file, const MaybeHelper& helper, bool use_pinmem) {
   if (helper.has_value()) {
     calling([&] { agree((*helper)->buffers(), path(file), use_pinmem); });
+  }
+}
+
+// Throws if `is_wrong`, in the words of every other load that is refused.
+void refuse_if(bool is_wrong, const std::string& file, const char* reason) {
+  if (is_wrong) {
+    calling([&] { refuse_load(path(file), reason); });
   }
 }
 
@@ -133,8 +142,8 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
                    bool restore_aliases, bool skip_unknown) {
   check_helper(file, helper, use_pinmem);
   if (state_dict.has_value()) {
-    TORCH_CHECK_VALUE(!names.has_value() && !slices.has_value() && !dtype.has_value(),
-                      "state_dict cannot be combined with names, slices or dtype");
+    refuse_if(names.has_value() || slices.has_value() || dtype.has_value(), file,
+              "state_dict cannot be combined with names, slices or dtype");
     const Wanted wanted{
         .num_thread = num_thread,
         .use_direct_io = use_direct_io,
@@ -161,6 +170,7 @@ TensorDict load_op(const std::string& file, const std::optional<at::Device>& map
       .restore_aliases = restore_aliases,
       .skip_unknown = skip_unknown,
   };
+  refuse_if(wanted.is_meta_for_some(), file, kMetaForSome);
   const LoadRequest request = wanted.request(/*structured=*/false);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -192,6 +202,7 @@ load_values_op(const std::string& file, const std::optional<at::Device>& map_loc
       .restore_aliases = restore_aliases,
       .skip_unknown = skip_unknown,
   };
+  refuse_if(wanted.is_meta_for_some(), file, kMetaForSome);
   const LoadRequest request = wanted.request(/*structured=*/true);
   const Targets targets(use_pinmem, one_allocation);
   Loaded loaded = load_through(file, request, targets, use_pinmem, helper, progress);
@@ -234,8 +245,8 @@ void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_
                    bool use_direct_io, const MaybeHelper& helper,
                    std::optional<StringDict> storage_options,
                    std::optional<std::string> cache_dir) {
-  TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.scalar_type() == at::kByte && bytes.is_contiguous(),
-                    "bytes must be a contiguous uint8 tensor on the CPU");
+  refuse_if(!bytes.is_cpu() || bytes.scalar_type() != at::kByte || !bytes.is_contiguous(), file,
+            "bytes must be a contiguous uint8 tensor on the CPU");
   const Wanted wanted{
       .num_thread = num_thread,
       .use_direct_io = use_direct_io,

@@ -4,7 +4,6 @@
 #include <ATen/core/Dict.h>
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
-#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
@@ -57,6 +56,18 @@ struct Wanted {
 
   bool is_meta() const { return map_location.has_value() && map_location->is_meta(); }
 
+  // Whether some tensors are wanted on the meta device, and not all.
+  bool is_meta_for_some() const {
+    if (!devices.has_value() || devices->empty()) {
+      return false;
+    }
+    bool found = is_meta();
+    for (const auto& entry : *devices) {
+      found = found || entry.value().is_meta();
+    }
+    return found;
+  }
+
   LoadRequest request(bool structured) const {
     LoadRequest request{
         .num_thread = num_thread,
@@ -81,8 +92,6 @@ struct Wanted {
     }
     if (devices.has_value()) {
       for (const auto& entry : *devices) {
-        TORCH_CHECK_VALUE(!is_meta() && !entry.value().is_meta(),
-                          "the meta device is for all tensors or none");
         request.devices.push_back(rule(entry.key(), entry.value()));
       }
     }

@@ -10,7 +10,7 @@
 use crate::{buffers, error::Result, memory};
 use failure::{border, failure_kind, take_failure};
 use helper::{agree, new_buffers};
-use loading::{address, byte_len, explain, fill, fill_bytes, load, metadata};
+use loading::{address, byte_len, explain, fill, fill_bytes, load, metadata, refuse_load};
 use saving::{
     commit_file, create_file, new_save_ticket, save, send, take_notes, FileSink, SaveTicket,
 };
@@ -229,6 +229,8 @@ pub(crate) mod bridge {
         ) -> Result<()>;
         /// Says in a sentence which way a load would take, and why.
         fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> Result<String>;
+        /// Fails, as a load that `reason` refuses.
+        fn refuse_load(file: &[u8], reason: &str) -> Result<()>;
         /// The length of what a file or an address names.
         fn byte_len(file: &[u8], storage: &StorageOptions) -> Result<i64>;
         fn metadata(file: &[u8], storage: &StorageOptions) -> Result<Vec<Pair>>;

@@ -42,6 +42,7 @@ pub struct LoadOptions {
     selection: Selection,
     placement: Placement,
     restore_aliases: bool,
+    skip_unknown: bool,
     storage: storage::Options,
 }
 
@@ -53,6 +54,7 @@ impl Default for LoadOptions {
             selection: Selection::default(),
             placement: Placement::default(),
             restore_aliases: true,
+            skip_unknown: false,
             storage: storage::Options::default(),
         }
     }
@@ -203,6 +205,15 @@ impl LoadOptions {
         self
     }
 
+    /// Leaves out what a PyTorch file holds of unknown classes, instead of refusing the file. The
+    /// names of tensors lead through it: those of a pickled `torch.nn.Module` are those of its
+    /// state_dict. Nothing of the file is run.
+    #[must_use]
+    pub fn skip_unknown(mut self, yes: bool) -> Self {
+        self.skip_unknown = yes;
+        self
+    }
+
     /// Loads every tensor of `file`. See [`load`](crate::load).
     ///
     /// # Errors
@@ -251,7 +262,7 @@ impl LoadOptions {
             structured: false,
             version: None,
             restore_aliases: self.restore_aliases,
-            skip_unknown: false,
+            skip_unknown: self.skip_unknown,
             placement: &self.placement,
             targets,
             storage: &self.storage,

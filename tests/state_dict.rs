@@ -178,3 +178,31 @@ fn every_way_brings_the_same_and_says_why_it_was_taken() {
         (veturboio::Kind::InvalidArgument, Some("bias"))
     );
 }
+
+/// A file of PyTorch's old format: a tensor `w` of two floats, and a fraction, whose class is unknown.
+fn with_a_fraction() -> Vec<u8> {
+    let parts: [&[u8]; 6] = [
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
+        b"\x80\x02}X\x0d\0\0\0little_endian\x88s.",
+        b"\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage\
+          ctorch\nFloatStorage\nX\x01\0\0\0kX\x03\0\0\0cpuK\x02NtQK\0K\x02\x85K\x01\x85\x89}tR",
+        b"X\x01\0\0\0xcfractions\nFraction\nK\x01K\x02\x86Ru.",
+        b"\x80\x02]X\x01\0\0\0ka.",
+        b"\x02\0\0\0\0\0\0\0\0\0\x80?\0\0\0@",
+    ];
+    parts.concat()
+}
+
+#[test]
+fn what_is_of_an_unknown_class_is_left_out_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.pt");
+    fs::write(&path, with_a_fraction()).unwrap();
+    let refused = veturboio::load(&path).unwrap_err();
+    assert!(refused.to_string().contains("fractions.Fraction"), "{refused}");
+    let options = LoadOptions::new().skip_unknown(true);
+    let loaded = options.load(&path).unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(Vec::<f32>::try_from(&loaded["w"]).unwrap(), [1.0, 2.0]);
+    assert!(options.explain(&path).unwrap().contains("8 bytes"));
+}

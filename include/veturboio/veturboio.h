@@ -111,6 +111,8 @@ struct LoadOptions {
   // Names that the metadata of a safetensors file has for a tensor that is stored under another
   // name, as tied weights have, come back as that tensor. False: only the stored names.
   bool restore_aliases = true;
+  // What a PyTorch file holds of unknown classes is left out. False: such a file is refused.
+  bool skip_unknown = false;
 };
 
 struct SaveOptions {
@@ -182,7 +184,7 @@ inline StateDict load(const std::string& file, const LoadOptions& options = {}) 
       op, file, options.map_location, options.num_thread, options.use_direct_io, options.state_dict,
       options.use_pinmem, detail::value(options.helper), options.way, options.names, options.slices,
       options.progress, options.devices, options.dtype, options.one_allocation,
-      options.storage_options, options.cache_dir, options.restore_aliases);
+      options.storage_options, options.cache_dir, options.restore_aliases, options.skip_unknown);
   return c10::impl::toTypedDict<std::string, at::Tensor>(stack.at(0).toGenericDict());
 }
 
@@ -192,7 +194,7 @@ inline std::string explain(const std::string& file, const LoadOptions& options =
   static const c10::OperatorHandle op = detail::find_operator("veturboio::explain");
   auto stack = detail::call(op, file, options.num_thread, options.use_direct_io, options.way,
                             options.names, options.slices, options.storage_options,
-                            options.cache_dir, options.restore_aliases);
+                            options.cache_dir, options.restore_aliases, options.skip_unknown);
   return stack.at(0).toStringRef();
 }
 

@@ -78,6 +78,10 @@ pub(super) fn explain(file: &[u8], request: &LoadRequest, targets: &Targets) -> 
     })
 }
 
+pub(super) fn refuse_load(file: &[u8], reason: &str) -> Result<()> {
+    border("load", file, |path| Err(Error::argument("load", path, reason)))
+}
+
 pub(super) fn byte_len(file: &[u8], told: &StorageOptions) -> Result<i64> {
     let watch = Watch::new(None, asked());
     border("open", file, |path| {

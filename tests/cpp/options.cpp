@@ -1,6 +1,9 @@
 // What LoadOptions and SaveOptions do.
 #include <veturboio/veturboio.h>
 
+#include <fstream>
+#include <string>
+
 #include "check.h"
 
 namespace {
@@ -185,4 +188,25 @@ CASE(what_need_not_be_durable_is_whole_all_the_same) {
   veturboio::save(weights(), durable);
   veturboio::save(weights(), fast, {.durable = false});
   EXPECT(read_file(durable) == read_file(fast));
+}
+
+CASE(what_is_of_an_unknown_class_is_left_out_on_request) {
+  // PyTorch's old format: a tensor `w` of two floats, and a fraction, whose class is unknown.
+  static constexpr char kFile[] =
+      "\x80\x02\x8a\x0al\xfc\x9c"
+      "F\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+      "\x80\x02}X\x0d\0\0\0little_endian\x88s."
+      "\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storage"
+      "ctorch\nFloatStorage\nX\x01\0\0\0kX\x03\0\0\0cpuK\x02NtQK\0K\x02\x85K\x01\x85\x89}tR"
+      "X\x01\0\0\0xcfractions\nFraction\nK\x01K\x02\x86Ru."
+      "\x80\x02]X\x01\0\0\0ka."
+      "\x02\0\0\0\0\0\0\0\0\0\x80?\0\0\0@";
+  const std::string path = scratch("fraction.pt");
+  std::ofstream(path, std::ios::binary).write(kFile, sizeof(kFile) - 1);
+  const std::string text = text_of<c10::ValueError>([&] { veturboio::load(path); });
+  EXPECT(text.find("fractions.Fraction") != std::string::npos);
+  const auto loaded = veturboio::load(path, {.skip_unknown = true});
+  EXPECT(loaded.size() == 1);
+  EXPECT(identical(loaded.at("w"), at::arange(1, 3, at::kFloat)));
+  EXPECT(veturboio::explain(path, {.skip_unknown = true}).find("8 bytes") != std::string::npos);
 }
