@@ -2,7 +2,7 @@
 //!
 //! A pickle is a program for a stack machine. This machine knows the instructions that build plain
 //! values, and where the program would import a name or call one it only writes down that it
-//! would. What such a call means, and whether it is allowed, [`super::pytorch`] decides by name.
+//! would. What such a call means, and whether it is allowed, [`super::rebuild`] decides by name.
 //! Source: CPython's `pickletools`, protocols 2 to 5.
 //!
 //! A value that the program uses twice is one value, a list may hold itself, and no depth of nesting
