@@ -319,7 +319,7 @@ def test_names_of_what_has_none(tmp_path: Path) -> None:
     assert_equal(veturboio.load(path)["a.b"], C.conj())
     with pytest.raises(veturboio.FormatError, match=r'"a\.b": two tensors have this name'):
         veturboio.load(path, names=["a.b"])
-    own: list[Any] = [collections.Counter()]
+    own: list[Any] = [C.conj()]
     own.append(own)
     torch.save({"own": own, "t": torch.ones(2)}, path)
     assert torch.equal(veturboio.load(path)["t"], torch.ones(2))
