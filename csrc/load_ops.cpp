@@ -118,6 +118,12 @@ at::Tensor as_tensor(rust::Vec<std::uint8_t> bytes) {
   return at::from_blob(held->data(), {len}, [held](void*) { delete held; }, at::kByte);
 }
 
+// Whether the memory of a contiguous tensor has all its elements: a storage may have been resized.
+bool is_backed(const at::Tensor& tensor) {
+  const c10::SymInt end = (tensor.sym_storage_offset() + tensor.sym_numel()) * tensor.itemsize();
+  return tensor.has_storage() && tensor.storage().sym_nbytes() >= end;
+}
+
 }  // namespace
 
 std::int64_t* counters(const std::optional<at::Tensor>& progress) {
@@ -127,6 +133,7 @@ std::int64_t* counters(const std::optional<at::Tensor>& progress) {
   TORCH_CHECK_VALUE(progress->is_cpu() && progress->scalar_type() == at::kLong &&
                         progress->is_contiguous() && progress->numel() == 2,
                     "progress must be an int64[2] tensor on the CPU");
+  TORCH_CHECK_VALUE(is_backed(*progress), "progress reaches past its storage");
   return progress->mutable_data_ptr<std::int64_t>();
 }
 
@@ -247,6 +254,7 @@ void load_bytes_op(const std::string& file, const at::Tensor& bytes, std::int64_
                    std::optional<std::string> cache_dir) {
   refuse_if(!bytes.is_cpu() || bytes.scalar_type() != at::kByte || !bytes.is_contiguous(), file,
             "bytes must be a contiguous uint8 tensor on the CPU");
+  refuse_if(!is_backed(bytes), file, "bytes reaches past its storage");
   const Wanted wanted{
       .num_thread = num_thread,
       .use_direct_io = use_direct_io,

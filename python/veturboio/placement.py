@@ -33,7 +33,7 @@ def as_options(path: str, map_location: MapLocation | None, **described: Any) ->
         TypeError, RuntimeError: something is no device.
     """
     if isinstance(map_location, (str, int, torch.device)):
-        return {"map_location": torch.device(map_location)}
+        return {"map_location": _device(map_location)}
     version: dict[str, str] = {}
 
     def names() -> list[str]:
@@ -234,7 +234,10 @@ def _fits_names(map_location: Mapping[str, Device], names: Callable[[], Iterable
 def _device(device: Device | bytes | None) -> torch.device:
     if isinstance(device, bytes):  # as torch.load takes them
         device = device.decode()
-    return torch.device("cpu" if device is None else device)
+    meant = torch.device("cpu" if device is None else device)
+    if meant.type == "cpu" and meant.index not in (None, 0):
+        raise RuntimeError(f"map_location names {meant}, and there is one cpu")
+    return meant
 
 
 def _key(path: str, key: object) -> str:

@@ -255,3 +255,11 @@ def test_torchs_own_parameters(tmp_path: Path) -> None:
             veturboio.load(tmp_path / "model.pt", **options)
     with pytest.raises(TypeError, match="pickle_module"):
         veturboio.load(tmp_path / "model.pt", pickle_module=None)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("wanted", ["cpu:7", torch.device("cpu", 7), {"": "cpu:7"}, {"a": "cpu:7"}])
+def test_there_is_one_cpu(tmp_path: Path, wanted: Any) -> None:
+    veturboio.save_file({"a": torch.ones(2)}, tmp_path / "saved")
+    with pytest.raises(RuntimeError, match=r"^map_location names cpu:7, and there is one cpu$"):
+        veturboio.load(tmp_path / "saved", map_location=wanted)
+    assert veturboio.load(tmp_path / "saved", map_location="cpu:0")["a"].device.type == "cpu"
