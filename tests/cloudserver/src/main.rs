@@ -115,7 +115,13 @@ impl Server {
         let answer = if anonymous {
             plain(file.as_deref(), request.headers(), behaviour.tagged)?
         } else {
-            let answer = self.s3.call(request.map(s3s::Body::from)).await;
+            // Once an upload is being completed, it is completed, though the client may not wait for
+            // the answer.
+            let s3 = self.s3.clone();
+            let request = request.map(s3s::Body::from);
+            let work = async move { s3.call(request).await };
+            let answer =
+                if method == Method::POST { tokio::spawn(work).await? } else { work.await };
             answer.map_err(|error| format!("{error:?}"))?
         };
         if fault == Some(Fault::Lose) {
