@@ -297,11 +297,11 @@ def test_memory_that_a_tensor_no_longer_has(model: Path) -> None:
     counters = torch.zeros(2, dtype=torch.int64)
     counters.untyped_storage().resize_(8)
     load, save = torch.ops.veturboio.load, torch.ops.veturboio.save
-    with pytest.raises(ValueError, match="^progress reaches past its storage"):
+    with pytest.raises(ValueError, match=r"^progress reaches past its storage"):
         load(str(model), progress=counters)
-    with pytest.raises(ValueError, match="^progress reaches past its storage"):
+    with pytest.raises(ValueError, match=r"^progress reaches past its storage"):
         save(STATE, f"{model}.again", progress=counters)
     content = torch.zeros(model.stat().st_size, dtype=torch.uint8)
     content.untyped_storage().resize_(100)
-    with pytest.raises(ValueError, match="^bytes reaches past its storage"):
+    with pytest.raises(ValueError, match=r"^bytes reaches past its storage"):
         torch.ops.veturboio._load_bytes(str(model), content)
