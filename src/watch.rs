@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         atomic::{AtomicBool, AtomicI64, Ordering},
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
     },
     thread::{self, ThreadId},
     time::{Duration, Instant},
@@ -19,20 +19,39 @@ thread_local! {
     static ASKING: Cell<usize> = const { Cell::new(0) };
 }
 
+/// The thread whose callers are being asked, and since when: one thread of a program handles signals.
+static ASKED: Mutex<Option<(ThreadId, Instant)>> = Mutex::new(None);
+
 /// Counts a caller that is being asked.
 struct Asking;
 
 impl Asking {
     fn begin() -> Self {
-        ASKING.set(ASKING.get() + 1);
+        if ASKING.replace(ASKING.get() + 1) == 0 {
+            *asked() = Some((thread::current().id(), Instant::now()));
+        }
         Self
     }
 }
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        ASKING.set(ASKING.get() - 1);
+        if ASKING.replace(ASKING.get() - 1) == 1 {
+            *asked() = None;
+        }
     }
+}
+
+fn asked() -> MutexGuard<'static, Option<(ThreadId, Instant)>> {
+    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Which other thread's callers have been asked for that long by now. Their code may wait for the
+/// thread that calls this, which must not wait for what their load or save has, then.
+#[must_use]
+pub fn asked_for(time: Duration) -> Option<ThreadId> {
+    let (thread, since) = (*asked())?;
+    (thread != thread::current().id() && since.elapsed() >= time).then_some(thread)
 }
 
 /// Whether this thread runs code of a caller that is being asked: what that load or save has is not

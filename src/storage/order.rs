@@ -6,7 +6,10 @@
 //! is held during a turn, since taking an object's place may take long and the caller is asked
 //! meanwhile whether to stop.
 
-use crate::watch::Watch;
+use crate::{
+    error::said,
+    watch::{self, Watch},
+};
 use std::{
     collections::{BTreeSet, HashMap},
     ffi::CString,
@@ -165,11 +168,18 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// How long the handler of a signal may run before it counts as one that waits for this save.
+const HANDLER: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
+
+const INTERRUPTED: &str =
+    "another save to it is being finished, and the handler of a signal that interrupts it has to \
+     return first";
+
 /// Waits until no other save takes the target's place; `None` if a later save has taken it.
 ///
 /// # Errors
-/// `Stopped`, and `EDEADLK` where this thread is taking it already: the handler of a signal that came
-/// meanwhile cannot wait for what it interrupts.
+/// `Stopped`, and `EDEADLK` where this thread is taking it already, or one that runs the handler of a
+/// signal for long: a handler cannot wait for what it interrupts, nor for who waits for that.
 pub fn turn<'a>(
     ticket: &'a Ticket,
     target: &Target,
@@ -182,7 +192,10 @@ pub fn turn<'a>(
         let place = held.places.entry(target.clone()).or_default();
         match place.turn {
             Some(thread) if thread == us => {
-                return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+                return Err(said(libc::EDEADLK, INTERRUPTED));
+            }
+            Some(thread) if watch::asked_for(HANDLER) == Some(thread) => {
+                return Err(said(libc::EDEADLK, INTERRUPTED));
             }
             Some(_) => {
                 drop(registry.ended.wait_timeout(held, LOOK_EVERY));
@@ -233,9 +246,28 @@ mod tests {
         let (older, newer, target) = (Ticket::new(), Ticket::new(), target("c"));
         let held = turn(&older, &target, &Watch::default()).unwrap();
         let refused = turn(&newer, &target, &Watch::default()).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EDEADLK));
+        assert_eq!(refused.kind(), io::Error::from_raw_os_error(libc::EDEADLK).kind());
         drop(held);
         assert!(take(&newer, &target));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_whose_handler_may_wait_for_him() {
+        /// The handler of a signal, which waits for a save on another thread.
+        fn handler() -> bool {
+            let saved = thread::spawn(|| {
+                let (ticket, target) = (Ticket::new(), target("handled"));
+                let refused = turn(&ticket, &target, &Watch::default()).unwrap_err();
+                refused.kind() == io::Error::from_raw_os_error(libc::EDEADLK).kind()
+            });
+            saved.join().unwrap()
+        }
+        let (older, target) = (Ticket::new(), target("handled"));
+        let held = turn(&older, &target, &Watch::default()).unwrap();
+        let watch = Watch::new(None, Some(handler));
+        watch.look();
+        assert!(watch.check().is_err(), "the handler was not refused");
+        drop(held);
     }
 
     #[test]

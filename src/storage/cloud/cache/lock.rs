@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::entry::Key;
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 use std::{
     cell::Cell,
     fs::{self, File, OpenOptions},
@@ -26,6 +26,9 @@ pub const SUFFIX: &str = "lock";
 
 /// How often one that waits looks again.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long the handler of a signal may run before nobody here waits for what it interrupts.
+const HANDLER: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// How many locks this thread holds.
@@ -58,6 +61,8 @@ impl Lock {
                 // Its last holder has removed it.
                 Ok(true) => continue,
                 Ok(false) if HELD.get() > 0 || is_dead(&mut file) => return Ok(None),
+                // That handler may wait for this thread.
+                Ok(false) if watch::asked_for(HANDLER).is_some() => return Ok(None),
                 Ok(false) => {}
                 Err(_) => return Ok(None),
             }
