@@ -196,7 +196,7 @@ impl SaveOptions {
         let &Self { durable, overwrite, .. } = self;
         let creation = Creation { len: end, durable, overwrite };
         let sink = storage::create(path, creation, &self.storage, watch)?;
-        if ticket.is_overtaken(&sink.target()) {
+        if storage::is_overtaken(&*sink, ticket) {
             return storage::overtaken(&*sink, path);
         }
         let header = header.bytes;

@@ -27,7 +27,7 @@ pub fn send(
     let creation = Creation { len: file.len(), durable: true, overwrite };
     watch.begin(creation.len);
     let sink = storage::create(to, creation, options, watch)?;
-    if ticket.is_overtaken(&sink.target()) {
+    if storage::is_overtaken(&*sink, ticket) {
         return storage::overtaken(&*sink, to);
     }
     let part_len = sink.part_len().unwrap_or(plan::SEGMENT_LEN);

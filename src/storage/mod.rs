@@ -86,9 +86,19 @@ pub fn commit(
     let Some(turn) = turn.map_err(|error| Error::io("save", path, error))? else {
         return overtaken(&*sink, path);
     };
+    if is_overtaken(&*sink, ticket) {
+        return overtaken(&*sink, path);
+    }
     sink.commit(watch)?;
     turn.taken();
     Ok(())
+}
+
+/// Whether a save that was called later has taken the place already.
+#[must_use]
+pub fn is_overtaken(sink: &dyn Sink, ticket: &order::Ticket) -> bool {
+    let mut targets = [Some(sink.target()), sink.replaced()].into_iter().flatten();
+    targets.any(|target| ticket.is_overtaken(&target))
 }
 
 /// What becomes of a save when a later one has taken its target's place.
@@ -209,6 +219,11 @@ const MAX_WRITERS: usize = 4;
 pub trait Sink: Send + Sync {
     /// What it is about to write, by a name that all spellings have in common.
     fn target(&self) -> order::Target;
+
+    /// The file that it would replace now, which a save by another name may have written in place.
+    fn replaced(&self) -> Option<order::Target> {
+        None
+    }
 
     /// Whether it may take the place of another.
     fn overwrites(&self) -> bool;

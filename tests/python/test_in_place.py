@@ -13,6 +13,7 @@ import torch
 from forked import Child
 from probe import assert_same, maps_of, open_files
 from refusing import as_nobody, library
+from test_background import begin_later
 
 import veturboio
 
@@ -80,6 +81,27 @@ def test_the_last_save_called_remains(mounted: Path) -> None:
         veturboio.save_file({"a": torch.ones(3)}, mounted)
         first.result()
         assert_same(veturboio.load(mounted), {"a": torch.ones(3)})
+
+
+@pytest.mark.filterwarnings("ignore:save")
+@pytest.mark.parametrize("first", ["target", "source", "second"])
+def test_the_last_save_called_remains_whichever_mount_it_went_to(
+    mounted: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    second = mounted.parent / "second"
+    second.touch()
+    subprocess.run(["mount", "--bind", str(mounted), str(second)], check=True)
+    try:
+        with monkeypatch.context() as patch:
+            begin = begin_later(patch)
+            veturboio.save_file({"a": torch.zeros(3)}, mounted.parent / first, wait=False)
+        last = mounted if first == "second" else second
+        veturboio.save_file({"a": torch.ones(3)}, last)
+        begin().result()
+        for path in (mounted, second, mounted.parent / "source"):
+            assert_same(veturboio.load(path), {"a": torch.ones(3)})
+    finally:
+        subprocess.run(["umount", "--lazy", str(second)], check=True)
 
 
 @pytest.mark.filterwarnings("ignore:save")
@@ -244,6 +266,22 @@ def test_files_without_a_name(tmp_path: Path, save: Save) -> None:
             assert_same(veturboio.load(path), STATE)
     os.close(descriptor)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:save")
+def test_a_descriptor_is_not_the_file_that_its_link_happens_to_name(
+    tmp_path: Path, save: Save
+) -> None:
+    other = tmp_path / "removed (deleted)"
+    other.write_bytes(b"another file")
+    with (tmp_path / "removed").open("w+b") as file:
+        (tmp_path / "removed").unlink()
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        assert os.readlink(path) == str(other)  # noqa: PTH115
+        save(STATE, path)
+        assert_same(veturboio.load(path), STATE)
+    assert other.read_bytes() == b"another file"
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_settings_of_the_kernel_are_no_files(tmp_path: Path, save: Save) -> None:

@@ -214,13 +214,19 @@ impl Drop for LocalSink {
 
 impl Sink for LocalSink {
     fn target(&self) -> order::Target {
-        if !self.target.is_named {
+        // One that is written in place may have other names: several mounts of one file.
+        if !self.target.is_named || self.in_place.is_some() {
             if let Some(found) = &self.target.found {
                 return order::Target::File(found.id());
             }
         }
         let directory = Status::of_open(&self.target.directory).map_or((0, 0), |s| s.id());
         order::Target::Entry(directory, self.target.name.clone())
+    }
+
+    fn replaced(&self) -> Option<order::Target> {
+        let there = self.target.entry().ok()??;
+        Some(order::Target::File(there.id()))
     }
 
     fn overwrites(&self) -> bool {

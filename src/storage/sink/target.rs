@@ -52,7 +52,12 @@ impl Target {
                 Status::of(path)?
             };
             let (directory, name, old) = follow(path)?;
-            let is_named = found.is_none() || old.is_some();
+            let is_named = match (&found, &old) {
+                (None, _) => true,
+                // The text of a link in `/proc` may be the name of another file by now.
+                (Some(found), Some(old)) => Status::of_open(old)?.id() == found.id(),
+                (Some(_), None) => false,
+            };
             tries += 1;
             if is_named || tries == MAX_TRIES {
                 return Ok(Self { directory, name, found, old, is_named });
