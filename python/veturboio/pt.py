@@ -61,11 +61,10 @@ def save_pt(
         return
     new = _ops.NewFile(path, overwrite)
     try:
-        with open(new.fileno(), "wb", closefd=False) as whole:
-            _pickle(state_dict, whole)
-    except OSError as error:
+        _pickle(state_dict, open(new.fileno(), "wb", closefd=False))  # noqa: SIM115
+    except _RefusedError as error:
         new.abort()
-        number = error.errno or errno.EIO
+        number = error.number
     except BaseException:
         new.abort()
         raise
@@ -80,16 +79,20 @@ def save_pt(
 
 def _temporary(state_dict: Mapping[str, Any], path: str) -> IO[bytes]:
     """A file without a name that holds what ``path`` is to have."""
-    with contextlib.ExitStack() as stack:
+    try:
+        whole = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError as error:
+        number = error.errno or errno.EIO
+    else:
         try:
-            whole = stack.enter_context(tempfile.TemporaryFile())
-            _pickle(state_dict, whole)
-            whole.flush()
-        except OSError as error:
-            number = error.errno or errno.EIO
-        else:
-            stack.pop_all()
+            _pickle(state_dict, open(whole.fileno(), "wb", closefd=False))  # noqa: SIM115
             return whole
+        except _RefusedError as error:
+            whole.close()
+            number = error.number
+        except BaseException:
+            whole.close()
+            raise
     # Out here for the same reason as above.
     reason = f"a temporary file: {os.strerror(number)}"
     refused = OSError(number, f"save {_ops.printable(path)}: {reason}")
@@ -97,15 +100,39 @@ def _temporary(state_dict: Mapping[str, Any], path: str) -> IO[bytes]:
     raise refused
 
 
+class _RefusedError(Exception):
+    """The system refuses to take bytes; ``number`` is its errno."""
+
+    def __init__(self, refusal: OSError) -> None:
+        super().__init__(str(refusal))
+        self.number = refusal.errno or errno.EIO
+
+
 def _pickle(state_dict: Mapping[str, Any], file: IO[bytes]) -> None:
+    """Write what torch.save makes, and close the file.
+
+    Raises:
+        _RefusedError: the system refuses the bytes.
+        Exception: what values raise that are pickled. An OSError of theirs is not about the file.
+    """
     remembering = _Remembering(file)
     try:
         torch.save(state_dict, cast("IO[bytes]", remembering))
-    except RuntimeError:
-        if remembering.failure is None:
+        remembering.flush()
+    except BaseException as error:
+        failure = remembering.failure
+        if failure is None or not isinstance(error, (RuntimeError, OSError)):
             raise
-    if remembering.failure is not None:
-        raise remembering.failure
+    else:
+        failure = remembering.failure
+    finally:
+        # What it could not write is written no more.
+        with contextlib.suppress(OSError):
+            file.close()
+    if isinstance(failure, OSError):
+        raise _RefusedError(failure)
+    if failure is not None:
+        raise failure
 
 
 class _Remembering:
@@ -123,4 +150,8 @@ class _Remembering:
             raise
 
     def flush(self) -> None:
-        self._file.flush()
+        try:
+            self._file.flush()
+        except BaseException as failure:
+            self.failure = self.failure or failure
+            raise

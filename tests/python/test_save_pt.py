@@ -291,3 +291,32 @@ def test_a_file_that_is_not_committed_goes(tmp_path: Path) -> None:
     assert new.fileno() == -1
     with pytest.raises(veturboio.ArgumentError, match="committed or aborted already"):
         new.commit()
+
+
+class Unreadable:
+    """A value that fails as it is pickled, in a way that has nothing to do with the file."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> str:
+        raise self.error
+
+
+@pytest.mark.parametrize("target", ["path", "address"])
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "a shard"), OSError(28, "a disk"), KeyboardInterrupt(), RuntimeError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_value_raises_is_raised_as_it_is(
+    tmp_path: Path, error: BaseException, target: str
+) -> None:
+    path = tmp_path / "model.pt"
+    veturboio.save_pt(STATE, path)
+    name = path if target == "path" else "s3://bucket/model.pt"
+    with pytest.raises(type(error)) as raised:
+        veturboio.save_pt({**STATE, "value": Unreadable(error), "more": STATE}, name)
+    assert raised.value is error
+    assert_whole(path)
+    assert list(tmp_path.iterdir()) == [path]
