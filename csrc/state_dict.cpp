@@ -42,6 +42,10 @@ std::string refusal(const at::Tensor& tensor) {
   if (tensor.is_meta()) {
     return "is on the meta device and has no data";
   }
+  // A wrapper as vmap and grad make them. Devices without storages, such as XLA, are copied from.
+  if (!tensor.has_storage() && tensor.is_cpu()) {
+    return "has no memory of its own";
+  }
   // A wrapper of other tensors, such as a DTensor, whose own storage is a stand-in.
   if (tensor.has_storage() && tensor.numel() > 0 && tensor.storage().data() == nullptr) {
     return "has no memory of its own";

@@ -34,9 +34,22 @@ def check_mapping(
     for name, value in mapping.items():
         if not isinstance(name, str):
             raise TypeError(f"{action} {path}: name {name!r} in {what} is not a str")
+        if not (name.isascii() or _is_text(name)):
+            raise ArgumentError(f"{action} {path}: name {name!r} in {what} is not text")
         if not isinstance(value, values):
             found, wanted = type(value).__name__, values.__name__
             raise TypeError(f"{action} {path}: {what}[{name!r}] is not a {wanted} but a {found}")
+        if isinstance(value, str) and not _is_text(value):
+            raise ArgumentError(f"{action} {path}: {what}[{name!r}] is not text: {value!r}")
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: half a surrogate pair, as surrogateescape makes it, is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> None:

@@ -81,7 +81,9 @@ def save(
     **options: Any,
 ) -> None:
     """Save a state_dict as a safetensors file; the options are the operator's."""
-    _call("_save", file, state_dict, _path(file), **options)
+    # Within a function that torch.func transforms, no operator takes a dict of tensors.
+    with torch._C._DisableFuncTorch():
+        _call("_save", file, state_dict, _path(file), **options)
     _tell_notes()
 
 

@@ -80,7 +80,8 @@ def choose(checkpoint: object, key: str | None, flatten: bool = False) -> Choice
         )
     unnamed = [repr(name) for name, value in chosen.items() if _is_unnamed(name, value)]
     if unnamed:
-        raise ChoiceError(f"holds tensors whose names are no strings: {listed(unnamed)}")
+        named = f"holds tensors whose names are no strings: {listed(unnamed)}"
+        raise ChoiceError(f"{named}; {FLATTEN}")
     _refuse_odd(((*keys, name), value) for name, value in chosen.items())
     tensors = {name: value for name, value in chosen.items() if isinstance(value, torch.Tensor)}
     if key is not None:

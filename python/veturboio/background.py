@@ -91,10 +91,25 @@ def snapshot(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] 
 
     Returns:
         The copies; None if some of the tensors have no bytes to be copied, which no file can
-        have either.
+        have either, or if a mode or a subclass of tensors refuses what copying needs.
     """
+    try:
+        return _copied(state_dict)
+    except Exception:
+        if _are_plain(state_dict.values()):
+            raise
+        return None
+
+
+def _are_plain(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no code of the caller's takes part in what is done to the tensors."""
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return torch._C._len_torch_dispatch_stack() == 0 and all(type(t) in plain for t in tensors)
+
+
+def _copied(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     # Whatever device, mode or subclass of tensors the caller works with: these are plain copies.
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch(), torch.no_grad():
         if not all(_has_bytes(tensor) for tensor in state_dict.values()):
             return None
         spans = {name: _Span(tensor) for name, tensor in state_dict.items() if tensor.numel() > 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,56 @@ def test_the_copy_is_in_host_memory_whatever_the_caller_works_with(
     assert {device.type for device in seen} == {"cpu"}
     assert_same(veturboio.load(tmp_path / "a"), before)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+class Refusing(torch.Tensor):
+    """A tensor with bytes, of which no operator of torch makes another."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(f"{function} is refused")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_tensor_that_refuses_to_be_copied_is_saved_at_once(tmp_path: Path, wait: bool) -> None:
+    tensor = torch.arange(3.0)
+    made = torch.Tensor._make_subclass(Refusing, tensor)
+    save = veturboio.save_file({"a": made}, tmp_path / "model", wait=wait)
+    if save is not None:
+        save.result()
+    assert_same(veturboio.load(tmp_path / "model"), {"a": tensor})
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_within_a_function_that_is_transformed(tmp_path: Path, wait: bool) -> None:
+    state = {"a": torch.arange(3.0)}
+    refusals = []
+
+    def function(batched: torch.Tensor) -> torch.Tensor:
+        for tensors in (state, {"a": batched}):
+            try:
+                save = veturboio.save_file(tensors, tmp_path / "model", wait=wait)
+                if save is not None:
+                    save.result()
+            except veturboio.ArgumentError as refused:
+                refusals.append(str(refused))
+        return batched
+
+    torch.vmap(function)(torch.ones(2, 3))
+    torch.func.jvp(function, (torch.ones(2),), (torch.ones(2),))
+    assert_same(veturboio.load(tmp_path / "model"), state)
+    assert len(refusals) == 2
+    assert all(text.endswith('tensor "a": has no memory of its own') for text in refusals)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_names_and_metadata_that_are_no_text(tmp_path: Path, wait: bool) -> None:
+    state = {"a": torch.ones(1)}
+    save = partial(veturboio.save_file, file=tmp_path / "model", wait=wait)
+    with pytest.raises(veturboio.ArgumentError, match=r"name '\\udcff' in state_dict is not text"):
+        save({"\udcff": state["a"]})
+    with pytest.raises(veturboio.ArgumentError, match=r"name '\\udcff' in metadata is not text"):
+        save(state, metadata={"\udcff": "b"})
+    with pytest.raises(veturboio.ArgumentError, match=r"metadata\['b'\] is not text: '\\ud800'"):
+        save(state, metadata={"b": "\ud800"})
+    assert list(tmp_path.iterdir()) == []
