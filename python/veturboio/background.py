@@ -60,11 +60,15 @@ def start(save: Callable[[], None]) -> Save:
         else:
             future.set_result(None)
 
+    if not threading.main_thread().is_alive():
+        # The interpreter is ending, and waits for no further thread: functions of atexit run.
+        run()
+        return future
     # No daemon: the interpreter waits for it.
     thread = threading.Thread(target=run, name="veturboio-save")
     try:
         thread.start()
-    except RuntimeError:  # the interpreter is ending, or the system has no thread to give
+    except RuntimeError:  # the system has no thread to give
         run()
     return future
 

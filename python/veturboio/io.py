@@ -368,8 +368,11 @@ def save_file(
         return None
     ticket = _ops.save_ticket()
     # Where that is now, wherever the program goes meanwhile.
-    if path and not is_address(path):
-        path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
+    if path and not is_address(path) and not os.path.isabs(path):  # noqa: PTH117
+        try:
+            path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
+        except FileNotFoundError:  # the directory was removed: the core says so
+            return done(partial(save, dict(state_dict), ticket))
     copies = snapshot(state_dict)
     if copies is None:
         # Refused now, in the words of a save that is waited for: what cannot be copied may have

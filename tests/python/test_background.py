@@ -74,7 +74,7 @@ def test_the_file_has_the_metadata_that_was_given(
     veturboio.save_file({}, tmp_path / "model", metadata=metadata, wait=False)
     metadata["step"] = "2"
     begin().result()
-    assert veturboio.metadata(tmp_path / "model") == {"step": "1"}
+    assert veturboio.metadata(tmp_path / "model") == {"step": "1", "format": "pt"}
 
 
 def test_the_file_is_where_it_was_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,3 +362,33 @@ def test_a_failure_that_nobody_asked_about_is_told_in_the_end(run_anew: Run) -> 
     )
     assert sorted(told) == ["forgotten", "kept", "looked at"]
     assert len(said.splitlines()) == len(told), said
+
+
+@pytest.mark.parametrize("name", ["model", "missing/model"])
+def test_a_save_that_begins_as_the_interpreter_ends(
+    tmp_path: Path, run_anew: Run, name: str
+) -> None:
+    code = f"""
+import atexit, os, torch, veturboio
+os.dup2(1, 2)
+atexit.register(lambda: veturboio.save_file({{"a": torch.arange(3)}}, {name!r}, wait=False))
+"""
+    said = run_anew(code)
+    if name == "model":
+        assert said == ""
+        assert_same(veturboio.load(tmp_path / name), {"a": torch.arange(3)})
+    else:
+        assert said.startswith("save in the background failed: [Errno 2]")
+
+
+def test_a_relative_name_in_a_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as waited:
+        veturboio.save_file({"a": torch.ones(1)}, "model")
+    refused = begun({"a": torch.ones(1)}, Path("model")).exception()
+    assert isinstance(refused, FileNotFoundError)
+    assert (str(refused), refused.filename) == (str(waited.value), waited.value.filename)

@@ -309,3 +309,10 @@ def test_running_out_of_memory_is_a_reason(
     monkeypatch.setattr(veturboio_convert, "load", fail)
     assert veturboio_convert.main(["-i", str(source)]) == 1
     assert capsys.readouterr().err == f"convert {source}: MemoryError\n"
+
+
+def test_tensors_whose_names_are_no_strings(source: Path, target: Path) -> None:
+    torch.save({0: VECTOR, 1: NET["bias"]}, source)
+    assert "0, 1; --flatten keeps all tensors" in refused("-i", source)
+    convert("-i", source, "-o", target, "--flatten")
+    assert_same(veturboio.load(target), {"0": VECTOR, "1": NET["bias"]})
