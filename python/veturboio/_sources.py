@@ -195,8 +195,11 @@ def _refusal(name: str, reason: object) -> str:
 def _read(file: Any, name: str) -> Iterator[Handle]:
     if isinstance(file, io.TextIOBase):
         raise TypeError(_refusal(name, "file is open as text; open it with mode 'rb'"))
-    readable = getattr(file, "readable", None)
-    if readable is not None and not readable():
+    try:
+        is_readable = file.readable() if hasattr(file, "readable") else True
+    except ValueError as error:  # as of a file that is closed
+        raise ValueError(_refusal(name, error)) from error
+    if not is_readable:
         raise io.UnsupportedOperation(_refusal(name, "file is not open for reading"))
     inner = _unwrapped(file)
     fd = _descriptor(inner)
