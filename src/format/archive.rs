@@ -220,7 +220,9 @@ fn whole<E>(
     root: &str,
 ) -> Result<[Option<Vec<u8>>; 3], Unreadable<E>> {
     let names = ["version", "byteorder", "data.pkl"];
-    let places = names.map(|name| entries.get(&format!("{root}/{name}")));
+    let mut places = names.map(|name| entries.get(&format!("{root}/{name}")));
+    // Where packages have it, and where torch looks first.
+    places[0] = entries.get(&format!("{root}/.data/version")).or(places[0]);
     let (mut ranges, mut found) = (Vec::new(), Vec::new());
     for (entry, most) in places.into_iter().zip([MAX_WORD, MAX_WORD, MAX_PICKLE]) {
         let Some(entry) = entry else { continue };

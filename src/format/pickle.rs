@@ -186,6 +186,7 @@ impl<'a> Machine<'a> {
             b'h' | b'j' | b'q' | b'r' | 0x94 => self.remember(instruction)?,
             b'c' | 0x93 => self.global(instruction)?,
             b'R' | 0x81 => self.call(instruction == 0x81, steps)?,
+            0x92 => self.new_with_names()?,
             b'b' => self.build()?,
             b'Q' => {
                 let id = self.pop()?;

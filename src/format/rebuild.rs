@@ -77,9 +77,8 @@ fn is_scripted(module: &str) -> bool {
 
 /// Every storage that a pickle names.
 pub(super) fn storages(pickle: &Pickle, steps: &Steps<'_>) -> Result<Vec<Storage>, Refusal> {
-    let mut reader = Reader::new(pickle, false, steps);
-    reader.storages()?;
-    Ok(reader.read.storages)
+    let mut reader = Reader::ordered(pickle, false, steps)?;
+    Ok(std::mem::take(&mut reader.read.storages))
 }
 
 /// Whether a pickle has a meaning.
@@ -107,6 +106,12 @@ pub(super) struct Reader<'a> {
     keys: HashMap<&'a [u8], usize>,
     /// Storages without a byte that have another dtype than the first of their name.
     empty: HashMap<(usize, TorchDtype), usize>,
+    /// Whether storages are taken down in the order in which the pickle names them.
+    is_ordered: bool,
+    /// Whether only the lengths of storages count, so that quantized ones are known.
+    is_listing: bool,
+    /// Whether a storage has two dtypes, and the order is not known that says which is meant.
+    is_ambiguous: bool,
     /// Elements that may still be copied: a call can be given the same arguments over and over.
     left: usize,
 }
@@ -125,14 +130,39 @@ impl<'a> Reader<'a> {
             places: HashMap::new(),
             keys: HashMap::new(),
             empty: HashMap::new(),
+            is_ordered: false,
+            is_listing: false,
+            is_ambiguous: false,
             left,
         };
         reader.skip_unknown |= reader.is_scripted_module(pickle.root);
         reader
     }
 
+    /// A reader that has taken down every storage first, in the order of the pickle.
+    fn ordered(
+        pickle: &'a Pickle,
+        skip_unknown: bool,
+        steps: &'a Steps<'a>,
+    ) -> Result<Self, Refusal> {
+        let mut reader = Self::new(pickle, skip_unknown, steps);
+        reader.is_ordered = true;
+        reader.storages()?;
+        Ok(reader)
+    }
+
     /// Gives everything that can be reached from the root its meaning.
     pub fn read(&mut self) -> Result<Read, Refusal> {
+        let read = self.reached();
+        if !self.is_ambiguous {
+            return read;
+        }
+        // Rare enough for a second pass, which others are spared.
+        *self = Self::ordered(self.pickle, self.skip_unknown, self.steps)?;
+        self.reached()
+    }
+
+    fn reached(&mut self) -> Result<Read, Refusal> {
         if !self.skip_unknown {
             refuse_unknown_names(self.pickle)?;
         }
@@ -175,6 +205,7 @@ impl<'a> Reader<'a> {
     fn storages(&mut self) -> Result<(), Refusal> {
         let is_known = refuse_unknown_names(self.pickle).is_ok();
         let pickle = self.pickle;
+        self.is_listing = true;
         for id in pickle.persistent_ids() {
             self.steps.take(1)?;
             match self.persistent(id) {
@@ -183,6 +214,7 @@ impl<'a> Reader<'a> {
                 _ => {}
             }
         }
+        self.is_listing = false;
         Ok(())
     }
 
@@ -273,6 +305,9 @@ impl<'a> Reader<'a> {
                 _ => unknown(format!("{module}.{name} without plain attributes")),
             };
         }
+        if self.skip_unknown && (module, name) == ("torch._tensor", "_rebuild_from_type_v2") {
+            return self.subclass(args);
+        }
         if !is_known(module, name) {
             return unknown(format!("{module}.{name}"));
         }
@@ -280,13 +315,13 @@ impl<'a> Reader<'a> {
         let is_touched = !call.items.is_empty() || call.state.is_some();
         let is_made_plainly = !call.new || name == "Parameter";
         if !is_made_plainly || !call.appended.is_empty() || (is_touched && !is_dict) {
-            return malformed(format!("{module}.{name} is given a state"));
+            return unknown(format!("{module}.{name} with a state"));
         }
         match name {
             "OrderedDict" if args.is_empty() => {
                 match call.state.map(|state| self.pickle.value(state)) {
                     None | Some(Value::Dict(_)) => Ok(Meaning::OrderedDict),
-                    Some(_) => malformed("the attributes of an OrderedDict are no dict"),
+                    Some(_) => unknown("an OrderedDict with other attributes than a dict"),
                 }
             }
             "Counter" if args.is_empty() && call.state.is_none() => Ok(Meaning::Counter),
@@ -304,7 +339,7 @@ impl<'a> Reader<'a> {
             }
             "OrderedDict" | "Counter" | "Parameter" | "_rebuild_tensor" | "_rebuild_tensor_v2"
             | "_rebuild_tensor_v3" | "_rebuild_parameter" => {
-                malformed(format!("{name} is given {} arguments", args.len()))
+                unknown(format!("{module}.{name} with {} arguments", args.len()))
             }
             _ => self.plain(module, name, args),
         }
@@ -324,14 +359,14 @@ impl<'a> Reader<'a> {
     fn tuple(&self, value: Ref) -> Result<&'a [Ref], Refusal> {
         match self.pickle.value(value) {
             Value::Tuple(items) => Ok(items),
-            _ => malformed("a call has what is no tuple where it takes one"),
+            _ => unknown("a call with what is no tuple where it takes one"),
         }
     }
 
     fn int(&self, value: Ref) -> Result<i64, Refusal> {
         match self.pickle.value(value) {
             Value::Int(number) => Ok(number),
-            _ => malformed("a call has what is no integer where it takes one"),
+            _ => unknown("a call with what is no integer where it takes one"),
         }
     }
 
@@ -342,7 +377,7 @@ impl<'a> Reader<'a> {
     fn bool(&self, value: Ref) -> Result<bool, Refusal> {
         match self.pickle.value(value) {
             Value::Bool(value) => Ok(value),
-            _ => malformed("a call has what is no bool where it takes one"),
+            _ => unknown("a call with what is no bool where it takes one"),
         }
     }
 }

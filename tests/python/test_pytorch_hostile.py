@@ -170,6 +170,14 @@ IMPOSSIBLE = {
     ),
 }
 
+#: Those that torch.load is asked about, since what it would make of them is its own affair.
+LEFT_TO_TORCH = {
+    "no latin",
+    "a number for attributes",
+    "a list for attributes",
+    "a parameter of a list",
+}
+
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_values_that_cannot_be_built_are_refused(tmp_path: Path, name: str, asked: list) -> None:
@@ -178,7 +186,7 @@ def test_values_that_cannot_be_built_are_refused(tmp_path: Path, name: str, aske
     with pytest.raises(veturboio.FormatError) as refusal:
         veturboio.load(path)
     assert str(refusal.value).startswith(f"read {path}: ")
-    assert asked == []
+    assert bool(asked) == (name in LEFT_TO_TORCH)
 
 
 def test_a_small_stack_is_enough(tmp_path: Path) -> None:

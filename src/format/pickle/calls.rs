@@ -73,6 +73,17 @@ impl<'a> Machine<'a> {
         self.push_call(callable, args, new, 0)
     }
 
+    /// NEWOBJ_EX: arguments by position and by name, which become a tuple of these two.
+    pub(super) fn new_with_names(&mut self) -> Step<()> {
+        let from = self.below(3)?;
+        let callable = self.stack[from];
+        let at = self.put_counted(from + 1)?;
+        self.stack.truncate(from);
+        self.push_slot(Kind::Tuple, at);
+        let args = self.pop()?;
+        self.push_call(callable, args, true, 0)
+    }
+
     fn push_call(&mut self, callable: Ref, args: Ref, new: bool, items: u32) -> Step<()> {
         let at = self.end()?;
         let fields = [callable, args, Ref(new.into()), NOTHING, Ref(items), Ref(0)];

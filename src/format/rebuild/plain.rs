@@ -1,6 +1,6 @@
 //! The calls that make values without a storage.
 
-use super::{malformed, text, Reader};
+use super::{malformed, text, unknown, Reader};
 use crate::format::{
     pytorch::Meaning,
     value::{Ref, Value},
@@ -32,7 +32,7 @@ impl<'a> Reader<'a> {
             }
             ("encode", [Value::Str(_), Value::Str(_)]) => match self.encoded(args) {
                 Some(bytes) => Meaning::Bytes(bytes),
-                None => return malformed("bytes hold a character over 255"),
+                None => return unknown("_codecs.encode of other letters than bytes"),
             },
             ("complex", [Value::Float(real), Value::Float(imaginary)]) => {
                 Meaning::Complex(*real, *imaginary)
@@ -50,7 +50,7 @@ impl<'a> Reader<'a> {
                 }))?;
                 match is_encoded.then(|| self.encoded(args)).flatten() {
                     Some(bytes) => Meaning::ByteArray(bytes),
-                    None => return malformed("a bytearray of what is no bytes"),
+                    None => return unknown("a bytearray of what is no bytes"),
                 }
             }
             (
@@ -66,11 +66,11 @@ impl<'a> Reader<'a> {
                 }
                 Meaning::Same(args[0])
             }
-            _ => {
-                return malformed(format!(
-                    "{module}.{name} is given arguments that it does not take"
-                ))
+            // A number is how many zeros to make, without a byte in the file for any.
+            ("bytes" | "bytearray", [Value::Int(_) | Value::BigInt(_), ..]) => {
+                return malformed(format!("{module}.{name} is given a length"))
             }
+            _ => return unknown(format!("{module}.{name} with unusual arguments")),
         })
     }
 

@@ -15,6 +15,16 @@ const MAX_LOCATION: usize = 64;
 /// What the id of a storage says: class, key, location and count of elements.
 type Described<'a> = ((&'a str, &'a str), Ref, &'a [u8], i64);
 
+/// The integers that a storage of quantized numbers is made of.
+fn stored_as(class: &str) -> Option<TorchDtype> {
+    TorchDtype::from_name(match class {
+        "QInt8Storage" => "int8",
+        "QUInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => "uint8",
+        "QInt32Storage" => "int32",
+        _ => return None,
+    })
+}
+
 impl<'a> Reader<'a> {
     pub(super) fn storage(&mut self, value: Ref) -> Result<usize, Refusal> {
         match self.pickle.value(value) {
@@ -26,7 +36,7 @@ impl<'a> Reader<'a> {
     /// Takes down a storage by its persistent id.
     pub(super) fn persistent(&mut self, id: Ref) -> Result<usize, Refusal> {
         let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
-        let parts = self.tuple(id)?;
+        let Value::Tuple(parts) = self.pickle.value(id) else { return Err(no_storage()) };
         if let &[tag, class, _, _] = parts {
             if let (true, Value::Global(module, name)) =
                 (self.is_text(tag, "module"), self.pickle.value(class))
@@ -48,6 +58,10 @@ impl<'a> Reader<'a> {
         .ok_or_else(no_storage)?;
         let dtype = match class {
             (_, "UntypedStorage") => BYTE,
+            ("torch", name) if self.is_listing && name.starts_with('Q') => match stored_as(name) {
+                Some(dtype) => dtype,
+                None => return unknown(format!("torch.{name}")),
+            },
             (module, name) => match TorchDtype::from_storage_class(name) {
                 Some(dtype) => dtype,
                 None if is_known(module, name) => return Err(no_storage()),
@@ -74,7 +88,15 @@ impl<'a> Reader<'a> {
         let Value::Str(name) = self.pickle.value(key) else {
             return malformed("a tensor lies in what is no storage");
         };
-        let known = self.places.get(&key).copied().or_else(|| self.keys.get(name).copied());
+        let placed = self.places.get(&key).copied();
+        // A long name is hashed once for each string that spells it, and not each time it is used.
+        let known = match placed {
+            None => {
+                self.steps.take(name.len() >> 4)?;
+                self.keys.get(name).copied()
+            }
+            known => known,
+        };
         let index = match known {
             None => self.push(name, dtype, byte_len, location)?,
             Some(index) => {
@@ -90,6 +112,12 @@ impl<'a> Reader<'a> {
                         self.empty.insert((index, dtype), twin);
                         return Ok(twin);
                     }
+                    // The dtype that the pickle names first counts, as it does to torch.
+                    (true, false) if self.is_ordered => index,
+                    (true, false) => {
+                        self.is_ambiguous = true;
+                        return unknown("a storage of two dtypes");
+                    }
                     _ => {
                         let key = self.shown(key);
                         return malformed(format!("storage {key} is described in two ways"));
@@ -97,8 +125,12 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        self.places.insert(key, index);
-        self.keys.insert(name, index);
+        if placed.is_none() {
+            self.places.insert(key, index);
+        }
+        if known.is_none() {
+            self.keys.insert(name, index);
+        }
         Ok(index)
     }
 

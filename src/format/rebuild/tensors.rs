@@ -1,6 +1,6 @@
 //! The calls that make tensors over storages, and parameters of tensors.
 
-use super::{is_known, malformed, unknown, Reader};
+use super::{is_known, unknown, Reader};
 use crate::format::{
     dtype::TorchDtype,
     pytorch::{Meaning, Tensor},
@@ -15,10 +15,10 @@ impl<'a> Reader<'a> {
         dtype: Option<Ref>,
         metadata: Option<&Ref>,
     ) -> Result<Meaning, Refusal> {
-        if let Some(Value::Dict(flags)) = metadata.map(|&flags| self.pickle.value(flags)) {
-            if !flags.is_empty() {
-                return unknown("a tensor that is conjugated or negated");
-            }
+        match metadata.map(|&flags| self.pickle.value(flags)) {
+            None | Some(Value::None) => {}
+            Some(Value::Dict(flags)) if flags.is_empty() => {}
+            Some(_) => return unknown("a tensor that is conjugated or negated"),
         }
         let (shape, strides) = (self.tuple(args[2])?, self.tuple(args[3])?);
         self.charge(shape.len() + strides.len())?;
@@ -27,9 +27,9 @@ impl<'a> Reader<'a> {
             None => self.read.storages[storage].dtype,
             Some(Value::Global("torch", name)) => match TorchDtype::from_name(name) {
                 Some(dtype) => dtype,
-                None => return malformed(format!("{name} is no dtype")),
+                None => return unknown(format!("torch.{name} as a dtype")),
             },
-            Some(_) => return malformed("a tensor's dtype is no dtype"),
+            Some(_) => return unknown("a tensor's dtype that is no dtype"),
         };
         let tensor = Tensor {
             storage,
@@ -45,9 +45,25 @@ impl<'a> Reader<'a> {
         Ok(Meaning::Tensor(self.read.tensors.len() - 1))
     }
 
+    /// The tensor that an instance of a subclass is, without its class and attributes.
+    pub(super) fn subclass(&mut self, args: &'a [Ref]) -> Result<Meaning, Refusal> {
+        let no_tensor = "a subclass of torch.Tensor that is no plain tensor";
+        let &[function, _, args, _] = args else { return unknown(no_tensor) };
+        let args = self.tuple(args)?;
+        match (self.class(function), args.len()) {
+            (Some(("torch._utils", "_rebuild_tensor_v2")), 6 | 7) => {
+                self.tensor(args, None, args.get(6))
+            }
+            (Some(("torch._utils", "_rebuild_tensor_v3")), 7 | 8) => {
+                self.tensor(args, Some(args[6]), args.get(7))
+            }
+            _ => unknown(no_tensor),
+        }
+    }
+
     /// A parameter is a tensor of its own over the storage of another.
     pub(super) fn parameter(&mut self, data: Ref, requires_grad: bool) -> Result<Meaning, Refusal> {
-        let no_tensor = || Refusal::from(Malformed::new("a parameter of what is no tensor"));
+        let no_tensor = || Refusal::Unknown("a parameter of what is no plain tensor".to_owned());
         let Value::Call(call) = self.pickle.value(data) else { return Err(no_tensor()) };
         // Looked at before the call is: parameters of parameters could nest without end.
         let made = match self.pickle.value(call.callable) {

@@ -212,7 +212,8 @@ BOMBS = {
         None,
     ),
     "a-bytearray-of-a-gigabyte": Bomb(
-        lambda: zipped(p.call(p.name("builtins", "bytearray"), p.integer(1 << 30))), "arguments"
+        lambda: zipped(p.call(p.name("builtins", "bytearray"), p.integer(1 << 30))),
+        "is given a length",
     ),
     "a-list-of-three-million": Bomb(
         lambda: zipped(p.EMPTY_LIST + p.MARK + p.NONE * 3_000_000 + p.APPENDS), None

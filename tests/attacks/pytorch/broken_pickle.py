@@ -82,7 +82,7 @@ def _stack() -> Iterator[Case]:
 
 def _instructions() -> Iterator[Case]:
     """Those of protocol 0, of extension registries and of classes, and those that do not exist."""
-    for code in b"FILPSVgpio\x82\x83\x84\x92\x97\x98\0\xff\n":
+    for code in b"FILPSVgpio\x82\x83\x84\x97\x98\0\xff\n":
         named = f"instruction 0x{code:02x} is none"
         yield _case(f"instruction-{code:02x}", named, p.PROTO + bytes([code]) + b"0\n0\n.")
 

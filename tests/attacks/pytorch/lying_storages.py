@@ -32,8 +32,9 @@ def cases() -> Iterator[Case]:
         yield _described(f"{elements}-elements", told, p.storage(elements=elements), size=0)
     yield _described("2-to-64-elements", NO_STORAGE, p.storage(elements=2**64), size=0)
 
-    two = p.mapping(a=p.tensor(p.storage()), b=p.tensor(p.storage("IntStorage")))
-    yield Case("of-two-dtypes", zipped(two), "is described in two ways", torch=False)
+    short = p.tensor(p.storage("DoubleStorage", elements=2), shape=p.numbers(2))
+    two = p.mapping(a=short, b=p.tensor(p.storage()))
+    yield Case("of-two-dtypes", zipped(two), "reaches past its storage of 16 bytes")
     short = p.tensor(p.storage(elements=2), shape=p.numbers(2))
     two = p.mapping(a=p.tensor(p.storage()), b=short)
     yield Case("of-two-lengths", zipped(two), "is described in two ways", torch=False)
@@ -63,8 +64,7 @@ def _not_a_storage() -> Iterator[Case]:
     }
     for name, stored in wrong.items():
         torch = name != "persistent-of-a-number-for-key"
-        reason = "no tuple" if name == "persistent-of-a-persistent" else NO_STORAGE
-        yield Case(name, zipped(p.mapping(a=p.tensor(stored))), reason, torch)
+        yield Case(name, zipped(p.mapping(a=p.tensor(stored))), NO_STORAGE, torch)
     sized = p.items(parts[0], p.name("torch", "Size"), *parts[2:], four) + persistent
     yield Case("persistent-of-another-class", zipped(p.mapping(a=p.tensor(sized))), NO_STORAGE)
 

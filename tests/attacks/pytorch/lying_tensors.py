@@ -56,9 +56,7 @@ def _wrong_types() -> Iterator[Case]:
     one, stored = p.numbers(1), p.storage()
     wide = p.items(p.integer(2**63))
     for name, reason, value in (
-        ("shape-a-list", no_tuple, p.tensor(stored, shape=p.listed(p.integer(4)))),
         ("shape-a-number", no_tuple, p.tensor(stored, shape=p.integer(4))),
-        ("strides-none", no_tuple, p.tensor(stored, strides=p.NONE)),
         ("shape-of-strings", no_integer, p.tensor(stored, shape=p.items(p.text("4")))),
         ("shape-of-2-to-63", no_integer, p.tensor(stored, shape=wide)),
         ("strides-of-2-to-63", no_integer, p.tensor(stored, p.integer(0), one, wide)),
@@ -66,30 +64,29 @@ def _wrong_types() -> Iterator[Case]:
         ("offset-a-string", no_integer, p.tensor(stored, p.text("0"))),
         ("requires-grad-a-string", "no bool", p.tensor(stored, requires_grad=p.text("yes"))),
     ):
-        torch = name not in ("shape-a-list", "strides-none")
-        yield Case(name, zipped(p.mapping(a=value)), reason, torch)
+        yield Case(name, zipped(p.mapping(a=value)), reason, unknown=True)
 
     whole = p.storage("IntStorage")
     gradient = p.tensor(whole, requires_grad=p.TRUE)
     yield Case("gradient-of-integers", zipped(p.mapping(a=gradient)), "int32 has no gradient")
     few = p.call(p.name("torch._utils", "_rebuild_tensor_v2"), stored)
-    yield Case("without-arguments", zipped(p.mapping(a=few)), "")
+    yield Case("without-arguments", zipped(p.mapping(a=few)), "", unknown=True)
     number = p.call(p.integer(1), stored)
     yield Case("called-by-a-number", zipped(p.mapping(a=number)), "a call of what is no imported")
     parameter = p.call(
         p.name("torch._utils", "_rebuild_parameter"), p.integer(1), p.TRUE, p.ordered()
     )
-    yield Case("parameter-of-a-number", zipped(p.mapping(a=parameter)), "")
+    yield Case("parameter-of-a-number", zipped(p.mapping(a=parameter)), "", unknown=True)
     untyped = p.storage("FloatStorage", elements=16).replace(
         b"ctorch\nFloat", b"ctorch.storage\nUntyped"
     )
     for name, dtype, reason in (
-        ("text", p.text("float32"), "dtype is no dtype"),
-        ("layout", p.name("torch", "FloatStorage"), "is no dtype"),
+        ("text", p.text("float32"), "dtype that is no dtype"),
+        ("layout", p.name("torch", "FloatStorage"), "torch.FloatStorage as a dtype"),
     ):
         plain = (p.integer(0), p.numbers(4), p.numbers(1), p.FALSE, dtype)
         value = p.tensor(untyped, *plain, rebuild="_rebuild_tensor_v3")
-        yield Case(f"dtype-{name}", zipped(p.mapping(a=value)), reason)
+        yield Case(f"dtype-{name}", zipped(p.mapping(a=value)), reason, unknown=True)
 
 
 def _case(
