@@ -287,7 +287,8 @@ def test_every_other_function(path: Path, tmp_path: Path) -> None:
     veturboio.load(bytearray(content), state_dict=targets)
     assert_same(targets, STATE)
     if veturboio.load(content)["a"].untyped_storage() and content[:2] not in (b"PK", b"\x80\x02"):
-        assert veturboio.metadata(content) == veturboio.metadata(io.BytesIO(content)) == {"k": "v"}
+        metadata = veturboio.metadata(content)
+        assert metadata == veturboio.metadata(io.BytesIO(content)) == {"format": "pt", "k": "v"}
 
 
 def test_bytes_are_a_path_unless_they_cannot_be(tmp_path: Path) -> None:
