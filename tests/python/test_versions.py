@@ -32,7 +32,32 @@ def replace(write: Callable[[State, Path], None], state: State, path: Path) -> N
     path.with_name("next").replace(path)
 
 
-def test_a_function_is_asked_again_about_another_version(
+def write_over(write: Callable[[State, Path], None], state: State, path: Path) -> None:
+    """The same file gets another content, as a program that does not rename gives it."""
+    write(state, path.with_name("next"))
+    path.write_bytes(path.with_name("next").read_bytes())
+
+
+def test_a_function_is_asked_about_the_very_file_that_is_loaded(
+    tmp_path: Path, write: Callable[[State, Path], None]
+) -> None:
+    path = tmp_path / "model"
+    older = {"a": torch.zeros(3), "gone": torch.zeros(3)}
+    write(older, path)
+    asked = []
+
+    def device(name: str) -> str:
+        if not asked:
+            replace(write, {"a": torch.ones(3), "a.b": torch.ones(4)}, path)
+        asked.append(name)
+        return "cpu"
+
+    loaded = veturboio.load(path, map_location=device)
+    assert asked == list(loaded) == ["a", "gone"]
+    assert all(torch.equal(loaded[name], older[name]) for name in older)
+
+
+def test_a_function_is_asked_again_about_another_content(
     tmp_path: Path, write: Callable[[State, Path], None]
 ) -> None:
     """Even where its answers for the old names could be taken for answers for the new ones."""
@@ -43,7 +68,7 @@ def test_a_function_is_asked_again_about_another_version(
 
     def device(name: str) -> str:
         if not asked:
-            replace(write, newer, path)
+            write_over(write, newer, path)
         asked.append(name)
         return "cpu"
 
@@ -53,14 +78,14 @@ def test_a_function_is_asked_again_about_another_version(
     assert asked == ["a", "gone", "a", "a.b"]
 
 
-def test_a_file_that_is_replaced_all_the_time_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_written_all_the_time_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "model"
     veturboio.save_file({"a": torch.zeros(3)}, path)
     asked = []
 
     def device(name: str) -> None:
         asked.append(name)
-        replace(veturboio.save_file, {"a": torch.ones(3)}, path)
+        write_over(veturboio.save_file, {"a": torch.ones(3 + len(asked))}, path)
 
     with pytest.raises(OSError, match=r"load .*model: Stale file handle") as refused:
         veturboio.load(path, map_location=device)

@@ -20,7 +20,8 @@ class Case(NamedTuple):
 
     ``reason`` is a part of the reason's text. ``unknown`` marks a file that is well formed and
     names something without a meaning here: the only kind that ``torch.load`` is asked about.
-    ``torch`` tells whether ``torch.load(weights_only=True)`` refuses the file too.
+    ``torch`` tells whether ``torch.load(weights_only=True)`` refuses the file too. ``in_bytes``
+    marks a fault that only reading a tensor's bytes can find.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case(NamedTuple):
     reason: str
     torch: bool = True
     unknown: bool = False
+    in_bytes: bool = False
 
 
 def entries(

@@ -73,7 +73,8 @@ def _deflated() -> Iterator[Case]:
             changed = {**said, **change}
             entries[at] = entry._replace(data=data_now, local=changed, listed=changed)
             # torch looks neither at checksums nor at what follows, and takes what it gets.
-            yield Case(name, archive(entries), reason, name not in TORCH_TAKES)
+            in_bytes = name.startswith("storage") and name in TORCH_TAKES
+            yield Case(name, archive(entries), reason, name not in TORCH_TAKES, in_bytes=in_bytes)
 
 
 def deflated_entry(name: str, data: bytes) -> Entry:
