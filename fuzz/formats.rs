@@ -64,7 +64,11 @@ fn read_archive(file: &[u8]) {
 /// Bytes that a pickle may have beyond those of the file, if it is deflated.
 fn inflated_len(file: &[u8]) -> u64 {
     let is_deflated = file.windows(2).any(|method| method == [8, 0]);
-    if is_deflated { (64 << 20) + 64 * file.len() as u64 } else { 0 }
+    if is_deflated {
+        (64 << 20) + 64 * file.len() as u64
+    } else {
+        0
+    }
 }
 
 fn read_archive_of(file: &[u8], skip_unknown: bool, steps: &Steps<'_>) {

@@ -95,6 +95,7 @@ pub(super) struct Read {
     pub reached: Vec<bool>,
 }
 
+#[allow(clippy::struct_excessive_bools)] // each is a question of its own
 pub(super) struct Reader<'a> {
     pickle: &'a Pickle,
     steps: &'a Steps<'a>,
