@@ -13,7 +13,7 @@ import torch
 from veturboio import _ops
 from veturboio._arguments import refuse, storage_options_of, wants_cipher
 from veturboio._segment import filled
-from veturboio._sources import File, FilePath, opened
+from veturboio._sources import File, FilePath, held, opened
 
 
 def load_to_shmem(
@@ -58,7 +58,8 @@ def load_to_shmem(
         "storage_options": storage_options_of(storage_options),
         "cache_dir": None if cache_dir is None else os.fsdecode(cache_dir),
     }
-    with opened(file) as path:
+    # Its length is asked for before its content: both are of one version.
+    with opened(file) as name, held(name) as path:
         return _load(path, options)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from forked import PATIENCE
 from probe import assert_same, maps_of, open_files
 
 import veturboio
-from veturboio import _segment
+from veturboio import _ops, _segment
 
 STATE = {"weight": torch.arange(3_000_000), "half": torch.randn(33).bfloat16()}
 SEGMENTS = Path("/dev/shm")
@@ -60,6 +61,27 @@ def test_the_segment_is_the_file(model: Path, direct: bool, threads: int) -> Non
         shmem.close()
         shmem.unlink()
     assert_same(loaded, STATE)
+
+
+def test_the_segment_has_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is replaced by a shorter one as soon as its length is known."""
+    path, shorter = tmp_path / "model", tmp_path / "shorter"
+    veturboio.save_file(STATE, path)
+    veturboio.save_file({"half": STATE["half"]}, shorter)
+    content, byte_len = path.read_bytes(), _ops.byte_len
+
+    def and_replaced(*arguments: Any, **options: Any) -> int:
+        length = byte_len(*arguments, **options)
+        shorter.replace(path)
+        return length
+
+    monkeypatch.setattr(_ops, "byte_len", and_replaced)
+    shmem = veturboio.load_to_shmem(path)
+    try:
+        assert bytes(shmem.buf) == content
+    finally:
+        shmem.close()
+        shmem.unlink()
 
 
 def test_other_processes_load_it_by_name(model: Path, run: Run) -> None:
