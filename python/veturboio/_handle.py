@@ -1,4 +1,4 @@
-"""An open file where the core expects a path."""
+"""Names of files for the core that differ from those in messages."""
 
 from __future__ import annotations
 
@@ -31,3 +31,21 @@ class Handle(str):
     def path(self) -> str:
         """The same as a plain path."""
         return f"/proc/self/fd/{self.fd}"
+
+
+class Located(str):
+    """A path from the root, for a file that its user named from the directory he was in.
+
+    Attributes:
+        shown: the name that messages have for it.
+    """
+
+    __slots__ = ("shown",)
+
+    shown: str
+
+    def __new__(cls, path: str, shown: str) -> Located:
+        """Name a file."""
+        located = super().__new__(cls, path)
+        located.shown = shown
+        return located

@@ -23,7 +23,7 @@ from veturboio import (
     _interrupts,
     _library,  # noqa: F401  (registers the operators)
 )
-from veturboio._handle import Handle
+from veturboio._handle import Handle, Located
 from veturboio.errors import ArgumentError, FormatError, UnknownNameError
 
 _interrupts.install()
@@ -84,13 +84,13 @@ def save(
     # Within a function that torch.func transforms, no operator takes a dict of tensors.
     with torch._C._DisableFuncTorch():
         _call("_save", file, state_dict, _path(file), **options)
-    _tell_notes()
+    _tell_notes(file)
 
 
 def send(source: str, file: str, **options: Any) -> None:
     """Send a file of this machine, as it is, to where an address says."""
     _call("_send", file, _path(source), _path(file), **options)
-    _tell_notes()
+    _tell_notes(file)
 
 
 def save_ticket() -> Any:
@@ -117,7 +117,7 @@ class NewFile:
     def commit(self) -> None:
         """Put it in its place, synced, unless a save that was called later has done so."""
         _call("_commit_file", self._name, self._sink)
-        _tell_notes()
+        _tell_notes(self._name)
 
     def abort(self) -> None:
         """Drop it; nothing happens after ``commit``."""
@@ -183,14 +183,15 @@ def _call(name: str, file: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _told(file: str, text: str) -> str:
-    """A message of the core about ``file``, which may know an open file by its descriptor alone."""
-    if not isinstance(file, Handle):
-        return text
-    name = printable(file)
-    return text.replace(str(file), name).replace(file.path, name)
+    """A message of the core about ``file``, with the name that its user gave it."""
+    if isinstance(file, Handle):
+        return text.replace(str(file), printable(file)).replace(file.path, printable(file))
+    if isinstance(file, Located):
+        return text.replace(printable(str(file)), printable(file))
+    return text
 
 
-def _tell_notes() -> None:
+def _tell_notes(file: str) -> None:
     """Warn of what a save that succeeded has to tell, at the line that called this package."""
     if torch._C._get_tracing_state() is not None:  # which knows no operator that returns strings
         return
@@ -201,7 +202,7 @@ def _tell_notes() -> None:
     while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
         frame, level = frame.f_back, level + 1
     for note in notes:
-        warnings.warn(note, stacklevel=level)
+        warnings.warn(_told(file, note), stacklevel=level)
 
 
 def _text(error: BaseException) -> str:
@@ -231,7 +232,7 @@ def _path(file: str) -> str | bytes:
 
 def shown(file: str) -> str:
     """The name that messages have, without what may be secret in the address of a web server."""
-    if isinstance(file, Handle):
+    if isinstance(file, (Handle, Located)):
         return file.shown
     if not file.startswith(("http://", "https://")):
         return file

@@ -22,6 +22,7 @@ from veturboio._arguments import (
     way_of,
 )
 from veturboio._fallback import Wanted
+from veturboio._handle import Located
 from veturboio._sources import File, held, is_address, opened, pinned
 from veturboio._sources import FilePath as FilePath
 from veturboio.background import Save, done, snapshot, start
@@ -370,7 +371,8 @@ def save_file(
     # Where that is now, wherever the program goes meanwhile.
     if path and not is_address(path) and not os.path.isabs(path):  # noqa: PTH117
         try:
-            path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - keeps a slash at the end
+            # Joined as text, which keeps a slash at the end.
+            path = Located(os.path.join(os.getcwd(), path), path)  # noqa: PTH109, PTH118
         except FileNotFoundError:  # the directory was removed: the core says so
             return done(partial(save, dict(state_dict), ticket))
     copies = snapshot(state_dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -220,3 +222,49 @@ def test_names_and_metadata_that_are_no_text(tmp_path: Path, wait: bool) -> None
     with pytest.raises(veturboio.ArgumentError, match=r"metadata\['b'\] is not text: '\\ud800'"):
         save(state, metadata={"b": "\ud800"})
     assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "meta": lambda: torch.ones(2, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "lazy": torch.nn.parameter.UninitializedParameter,
+}
+
+
+NAMES = ["model", "./other/../model", "new\nline", "missing/model"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [("plain", "missing/model"), ("plain", "other/"), *itertools.product(REFUSED, NAMES)],
+)
+def test_a_relative_path_has_its_name_in_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor: str, name: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    state = {"a": REFUSED.get(tensor, lambda: torch.ones(2))()}
+    said = []
+    for wait in (True, False):
+        with pytest.raises((OSError, ValueError)) as refused:
+            save = veturboio.save_file(state, name, wait=wait)
+            assert save is not None
+            save.result()
+        error = refused.value
+        said.append((type(error), str(error), getattr(error, "filename", None)))
+    assert said[0] == said[1]
+
+
+def test_a_warning_has_the_name_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    veturboio.save_file({}, "model")
+    Path("other").hardlink_to("model")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        save = veturboio.save_file({}, "model", wait=False)
+        assert save is not None
+        save.result()
+    assert [str(one.message).split(":")[0] for one in told] == ["save model"]
