@@ -54,8 +54,12 @@ def _is_text(text: str) -> bool:
 
 def refuse_uninitialized(path: str, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Refuse parameters and buffers of lazy modules: to the core they are empty tensors."""
+    lazy = (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)
+    # A state_dict has many tensors, and few classes of them.
+    if not any(issubclass(kind, lazy) for kind in set(map(type, state_dict.values()))):
+        return
     for name, tensor in state_dict.items():
-        if torch.nn.parameter.is_lazy(tensor):
+        if isinstance(tensor, lazy):
             raise ArgumentError(
                 f"save {_ops.printable(path)}: tensor {quoted(name)}: has no shape before its lazy "
                 "module is called"
