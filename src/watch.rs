@@ -19,8 +19,8 @@ thread_local! {
     static ASKING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The thread whose callers are being asked, and since when: one thread of a program handles signals.
-static ASKED: Mutex<Option<(ThreadId, Instant)>> = Mutex::new(None);
+/// The threads whose callers are being asked, and since when.
+static ASKED: Mutex<Vec<(ThreadId, Instant)>> = Mutex::new(Vec::new());
 
 /// Counts a caller that is being asked.
 struct Asking;
@@ -28,7 +28,7 @@ struct Asking;
 impl Asking {
     fn begin() -> Self {
         if ASKING.replace(ASKING.get() + 1) == 0 {
-            *asked() = Some((thread::current().id(), Instant::now()));
+            asked().push((thread::current().id(), Instant::now()));
         }
         Self
     }
@@ -37,21 +37,25 @@ impl Asking {
 impl Drop for Asking {
     fn drop(&mut self) {
         if ASKING.replace(ASKING.get() - 1) == 1 {
-            *asked() = None;
+            let us = thread::current().id();
+            asked().retain(|&(thread, _)| thread != us);
         }
     }
 }
 
-fn asked() -> MutexGuard<'static, Option<(ThreadId, Instant)>> {
+fn asked() -> MutexGuard<'static, Vec<(ThreadId, Instant)>> {
     ASKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Which other thread's callers have been asked for that long by now. Their code may wait for the
-/// thread that calls this, which must not wait for what their load or save has, then.
+/// Whether the caller of `thread`, or of any other thread where none is named, has been asked for that
+/// long by now. His code may wait for the thread that calls this, which must not wait for what his
+/// load or save has, then.
 #[must_use]
-pub fn asked_for(time: Duration) -> Option<ThreadId> {
-    let (thread, since) = (*asked())?;
-    (thread != thread::current().id() && since.elapsed() >= time).then_some(thread)
+pub fn is_asked_for(time: Duration, thread: Option<ThreadId>) -> bool {
+    let us = thread::current().id();
+    asked().iter().any(|&(asked, since)| {
+        asked != us && thread.is_none_or(|thread| thread == asked) && since.elapsed() >= time
+    })
 }
 
 /// Whether this thread runs code of a caller that is being asked: what that load or save has is not

@@ -194,7 +194,7 @@ pub fn turn<'a>(
             Some(thread) if thread == us => {
                 return Err(said(libc::EDEADLK, INTERRUPTED));
             }
-            Some(thread) if watch::asked_for(HANDLER) == Some(thread) => {
+            Some(thread) if watch::is_asked_for(HANDLER, Some(thread)) => {
                 return Err(said(libc::EDEADLK, INTERRUPTED));
             }
             Some(_) => {

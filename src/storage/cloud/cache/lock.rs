@@ -62,7 +62,7 @@ impl Lock {
                 Ok(true) => continue,
                 Ok(false) if HELD.get() > 0 || is_dead(&mut file) => return Ok(None),
                 // That handler may wait for this thread.
-                Ok(false) if watch::asked_for(HANDLER).is_some() => return Ok(None),
+                Ok(false) if watch::is_asked_for(HANDLER, None) => return Ok(None),
                 Ok(false) => {}
                 Err(_) => return Ok(None),
             }
