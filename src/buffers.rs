@@ -42,6 +42,8 @@ struct State {
     free: VecDeque<Segment>,
     /// Buffers there are, lent ones too, with the kind of device whose memory they are.
     counts: Vec<(Option<i8>, u64)>,
+    /// How many of them are not kept, and about to go.
+    leaving: u64,
     /// Whether loads want page-locked memory; nobody has said yet if `None`.
     pinned: Option<bool>,
     closed: bool,
@@ -62,6 +64,12 @@ impl State {
 
     fn total(&self) -> u64 {
         self.counts.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Whether a buffer that comes back is kept. Those that are about to go have made room already:
+    /// of two that come back at once, both would go otherwise.
+    fn keeps(&self, capacity: u64) -> bool {
+        !self.closed && (self.total() - self.leaving) * SEGMENT_LEN <= capacity
     }
 
     fn take(&mut self, kind: Option<i8>) -> Option<Segment> {
@@ -132,17 +140,18 @@ impl Buffers {
     /// Keeps what came back, unless there is too much, and counts it out of the ring that had it.
     fn take_back(&self, segment: Option<Segment>, ring: Option<&AtomicU64>) {
         let mut state = self.state();
-        if state.closed || state.total() * SEGMENT_LEN > self.capacity {
-            drop(state);
-            let kind = segment.as_ref().map(|segment| segment.kind);
-            // It counts until it is gone, which a device may have to be waited for.
-            drop(segment);
-            state = self.state();
-            if let Some(kind) = kind {
+        match segment {
+            Some(segment) if !state.keeps(self.capacity) => {
+                let kind = segment.kind;
+                state.leaving += 1;
+                drop(state);
+                // It counts until it is gone, which a device may have to be waited for.
+                drop(segment);
+                state = self.state();
+                state.leaving -= 1;
                 *state.count(kind) -= 1;
             }
-        } else {
-            state.free.extend(segment);
+            segment => state.free.extend(segment),
         }
         if let Some(held) = ring {
             held.fetch_sub(1, Ordering::Relaxed);
@@ -266,6 +275,18 @@ impl Drop for Buffer<'_> {
 #[cfg(test)]
 mod tests {
     use super::{segment::HUGE_PAGE, *};
+
+    #[test]
+    fn of_two_that_come_back_at_once_one_is_kept() {
+        let mut state = State::default();
+        *state.count(None) = 2;
+        assert!(!state.keeps(SEGMENT_LEN));
+        // The first is about to go.
+        state.leaving = 1;
+        assert!(state.keeps(SEGMENT_LEN));
+        state.closed = true;
+        assert!(!state.keeps(SEGMENT_LEN));
+    }
 
     #[test]
     fn a_buffer_that_came_back_is_lent_again() {

@@ -49,7 +49,7 @@ pub fn identify(prefix: &[u8], len: u64) -> Option<String> {
     if len == 0 {
         return Some("is empty: what was to write or to download it did not".to_owned());
     }
-    if prefix.len() >= LENGTH_BYTES as usize && prefix.iter().all(|&byte| byte == 0) {
+    if prefix.len() > LENGTH_BYTES as usize && prefix.iter().all(|&byte| byte == 0) {
         let reason = "space was reserved for it, and what was to fill it did not finish";
         return Some(format!(
             "has nothing but zeros in its first {} bytes: {reason}",

@@ -303,5 +303,5 @@ def test_memory_that_a_tensor_no_longer_has(model: Path) -> None:
         save(STATE, f"{model}.again", progress=counters)
     content = torch.zeros(model.stat().st_size, dtype=torch.uint8)
     content.untyped_storage().resize_(100)
-    with pytest.raises(ValueError, match=r"^bytes reaches past its storage"):
+    with pytest.raises(ValueError, match=r": bytes reaches past its storage$"):
         torch.ops.veturboio._load_bytes(str(model), content)
