@@ -173,13 +173,19 @@ impl Archive {
     ) -> Result<Self, Refusal> {
         let Places { found, deflated, .. } = places;
         let checkpoint = Checkpoint::new(pickle, skip_unknown, steps)?;
-        let missing =
-            |key: &str| Malformed::new(format!("storage {} is not in the file", shown(key)));
         let storages = checkpoint
             .storages
             .iter()
-            .map(|storage| found.get(&storage.key).cloned().ok_or_else(|| missing(&storage.key)))
-            .collect::<Result<_, _>>()?;
+            .map(|storage| match found.get(&storage.key) {
+                Some(bytes) if bytes.end - bytes.start == storage.byte_len => Ok(bytes.clone()),
+                // What nothing reaches described it first, which an unknown name excuses.
+                Some(_) => Err(("is described in two ways", storage)),
+                None => Err(("is not in the file", storage)),
+            })
+            .collect::<Result<_, _>>()
+            .map_err(|(reason, Storage { key, .. })| {
+                Malformed::new(format!("storage {} {reason}", shown(key)))
+            })?;
         Ok(Self { checkpoint, storages, deflated, swapped })
     }
 }

@@ -200,3 +200,14 @@ def test_ordered_dicts_keep_their_attributes(tmp_path: pathlib.Path) -> None:
     loaded: Any = veturboio.load(path, skip_unknown=True)
     assert loaded["s"]._metadata == {"": {"version": 1}}
     assert loaded["t"][0] is loaded["s"]
+
+
+def test_what_nothing_reaches_describes_no_storage_otherwise(tmp_path: pathlib.Path) -> None:
+    """An id that the pickle discards says that the storage is longer than the tensor's does."""
+    unread = p.storage(elements=4) + b"0"
+    few = p.tensor(p.storage(elements=1), shape=p.numbers(1))
+    odd = p.call(p.name("somewhere", "Odd"))
+    path = tmp_path / "model.pt"
+    path.write_bytes(zipped(unread + p.mapping(w=few, odd=odd), {"0": bytes(16)}))
+    with pytest.raises(veturboio.FormatError, match='storage "0" is described in two ways'):
+        veturboio.load(path, skip_unknown=True)
