@@ -199,26 +199,6 @@ impl<'a> Reader<'a> {
         Ok(read)
     }
 
-    /// Every storage that the pickle names, used or not, as far as their classes are known.
-    ///
-    /// Even a file that is then refused for an unknown name must not lie about its storages: its
-    /// next reader may be torch.
-    fn storages(&mut self) -> Result<(), Refusal> {
-        let is_known = refuse_unknown_names(self.pickle).is_ok();
-        let pickle = self.pickle;
-        self.is_listing = true;
-        for id in pickle.persistent_ids() {
-            self.steps.take(1)?;
-            match self.persistent(id) {
-                // What is no storage at all is no lie about one; the unknown name says more.
-                Err(Refusal::Malformed(malformed)) if is_known => return Err(malformed.into()),
-                _ => {}
-            }
-        }
-        self.is_listing = false;
-        Ok(())
-    }
-
     /// What a call, a name or a persistent id stands for.
     fn meaning(&mut self, value: Ref) -> Result<Option<Meaning>, Refusal> {
         let meaning = match self.pickle.value(value) {

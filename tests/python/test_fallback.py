@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import io
 import os
 import warnings
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from fallback_values import KINDS, C, W, allowed, assert_equal, value_of
+from attacks.pytorch import program as p
+from attacks.pytorch.builder import zipped
+from fallback_values import KINDS, C, W, allowed, assert_equal, quantized, value_of
 from probe import open_files
 from pytorch_files import tensors_by_name
 
@@ -328,3 +331,42 @@ def test_names_of_what_has_none(tmp_path: Path) -> None:
         veturboio.load(path, names=["t"])
     torch.save({True: torch.ones(1), 2**70: torch.ones(1), -3: C.conj()}, path)
     assert list(veturboio.load(path, slices={"-3": slice(1)})) == ["-3"]
+
+
+@pytest.mark.parametrize("elements", [1, -1, 1 << 62])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_no_fallback_for_storages_that_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int, is_first: bool
+) -> None:
+    """A name that only torch knows does not excuse two lengths of one storage, used or not."""
+    unread = p.storage(elements=elements) + b"0"
+    value = p.mapping(w=p.tensor(p.storage()), odd=p.name("torch", "per_tensor_affine"))
+    path = tmp_path / "model.pt"
+    path.write_bytes(zipped(unread + value if is_first else value + unread, {"0": bytes(16)}))
+
+    def load(*_: Any, **__: Any) -> None:
+        pytest.fail("torch was asked")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(veturboio.FormatError, match='storage "0"'):
+        veturboio.load(path)
+
+
+@pytest.mark.parametrize("mode", [torch.device("meta"), contextlib.nullcontext()])
+def test_the_callers_device_is_not_asked(tmp_path: Path, mode: Any) -> None:
+    """Neither where torch reads, nor for what is content or a part."""
+    path = tmp_path / "model.pt"
+    torch.save({"w": W, "q": quantized(torch.quint8)}, path)
+    for options in (
+        {},
+        {"names": ["w"]},
+        {"names": ["w"], "slices": {"w": slice(0, 1)}},
+        {"dtype": torch.half},
+        {"map_location": lambda _: "cpu"},
+        {"map_location": {"cpu": "cpu"}},
+    ):
+        for file in (path, io.BytesIO(path.read_bytes())):
+            with mode:
+                loaded = veturboio.load(file, **options)["w"]
+            assert loaded.device.type == "cpu"
+            assert torch.equal(loaded, W[: len(loaded)].to(loaded.dtype))

@@ -1,6 +1,6 @@
 //! The storages that a pickle names by persistent ids.
 
-use super::{is_known, malformed, text, unknown, Reader};
+use super::{is_known, malformed, refuse_unknown_names, text, unknown, Reader};
 use crate::format::{
     dtype::{TorchDtype, BYTE},
     pytorch::Storage,
@@ -25,7 +25,41 @@ fn stored_as(class: &str) -> Option<TorchDtype> {
     })
 }
 
+/// A storage as a persistent id names it.
+struct Named<'a> {
+    key: Ref,
+    dtype: TorchDtype,
+    elements: i64,
+    location: &'a [u8],
+}
+
 impl<'a> Reader<'a> {
+    /// Every storage that the pickle names, used or not, as far as their classes are known.
+    ///
+    /// Even a file that is then refused for an unknown name must not lie about its storages: its
+    /// next reader may be torch.
+    pub(super) fn storages(&mut self) -> Result<(), Refusal> {
+        let is_known = refuse_unknown_names(self.pickle).is_ok();
+        let pickle = self.pickle;
+        self.is_listing = true;
+        for id in pickle.persistent_ids() {
+            self.steps.take(1)?;
+            let named = match self.named(id) {
+                Ok(named) => named,
+                Err(Refusal::Malformed(malformed)) if is_known => return Err(malformed.into()),
+                // What is no storage at all is no lie about one; the unknown name says more.
+                Err(Refusal::Malformed(_) | Refusal::Unknown(_)) => continue,
+                Err(stopped) => return Err(stopped),
+            };
+            match self.take_down(&named) {
+                Ok(_) | Err(Refusal::Unknown(_)) => {}
+                Err(lie) => return Err(lie),
+            }
+        }
+        self.is_listing = false;
+        Ok(())
+    }
+
     pub(super) fn storage(&mut self, value: Ref) -> Result<usize, Refusal> {
         match self.pickle.value(value) {
             Value::Persistent(id) => self.persistent(id),
@@ -35,6 +69,12 @@ impl<'a> Reader<'a> {
 
     /// Takes down a storage by its persistent id.
     pub(super) fn persistent(&mut self, id: Ref) -> Result<usize, Refusal> {
+        let named = self.named(id)?;
+        self.take_down(&named)
+    }
+
+    /// What a persistent id says of a storage.
+    fn named(&self, id: Ref) -> Result<Named<'a>, Refusal> {
         let no_storage = || Refusal::from(Malformed::new("a tensor lies in what is no storage"));
         let Value::Tuple(parts) = self.pickle.value(id) else { return Err(no_storage()) };
         if let &[tag, class, _, _] = parts {
@@ -68,6 +108,11 @@ impl<'a> Reader<'a> {
                 None => return unknown(format!("{module}.{name}")),
             },
         };
+        Ok(Named { key, dtype, elements, location })
+    }
+
+    fn take_down(&mut self, named: &Named<'a>) -> Result<usize, Refusal> {
+        let &Named { key, dtype, elements, location } = named;
         let byte_len = u64::try_from(elements)
             .ok()
             .and_then(|elements| elements.checked_mul(dtype.item_size()))
