@@ -23,6 +23,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `address` | what a name names: a file, or an object of a store. Pure |
+//! | `process` | state of a process that a forked child does not share |
 //! | `watch` | what a caller sees of a running load or save, and how he stops it |
 //! | [`format`] | what bytes mean: safetensors headers, PyTorch archives. No file, no torch |
 //! | `error` | what can go wrong, and the words for it |
@@ -69,6 +70,7 @@ mod memory;
 mod pipeline;
 mod placement;
 mod plan;
+mod process;
 mod processors;
 mod residency;
 mod route;

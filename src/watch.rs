@@ -1,5 +1,6 @@
 //! What the caller of a running load or save sees of it, and how he stops it.
 
+use crate::process::PerProcess;
 use std::{
     cell::Cell,
     fmt,
@@ -11,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the caller's thread looks whether it is wanted elsewhere.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often whoever waits looks whether the caller wants to stop.
+pub const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 thread_local! {
     /// How many callers are being asked on this thread, each by the code that another one runs.
@@ -20,7 +21,7 @@ thread_local! {
 }
 
 /// The threads whose callers are being asked, and since when.
-static ASKED: Mutex<Vec<(ThreadId, Instant)>> = Mutex::new(Vec::new());
+static ASKED: PerProcess<Mutex<Vec<(ThreadId, Instant)>>> = PerProcess::new();
 
 /// Counts a caller that is being asked.
 struct Asking;
@@ -44,7 +45,7 @@ impl Drop for Asking {
 }
 
 fn asked() -> MutexGuard<'static, Vec<(ThreadId, Instant)>> {
-    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
+    ASKED.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the caller of `thread`, or of any other thread where none is named, has been asked for that

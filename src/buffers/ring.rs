@@ -3,7 +3,7 @@
 use super::{segment::Segment, Buffer, Buffers, State};
 use crate::{
     targets::HostMemory,
-    watch::{is_within_look, Watch},
+    watch::{is_within_look, Watch, LOOK_EVERY},
 };
 use std::{
     io,
@@ -11,11 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         MutexGuard, PoisonError,
     },
-    time::Duration,
 };
-
-/// How long somebody who waits for a buffer sleeps before he looks up.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Where a load takes buffers from that a device copies from.
 ///
@@ -68,7 +64,9 @@ impl<'a> Ring<'a> {
                 return self.make(state);
             }
             drop(
-                home.returned.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner),
+                home.returned
+                    .wait_timeout(state, LOOK_EVERY)
+                    .unwrap_or_else(PoisonError::into_inner),
             );
             watch.look();
             watch.check()?;
@@ -106,6 +104,7 @@ mod tests {
     use std::{
         sync::{mpsc, LazyLock},
         thread,
+        time::Duration,
     };
 
     fn no_host_memory(_: u64) -> io::Result<Box<dyn HostMemory>> {

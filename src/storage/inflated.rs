@@ -12,18 +12,14 @@ use super::{FileSystem, Source};
 use crate::{
     error::Damaged,
     format::{inflate::Deflated, Unreadable},
-    watch::Watch,
+    watch::{Watch, LOOK_EVERY},
 };
 use std::{
     io,
     ops::Range,
     path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
-    time::Duration,
 };
-
-/// How often somebody who waits for another thread asks whether to stop.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A source with more behind its end.
 #[derive(Debug)]
@@ -114,7 +110,7 @@ impl<'a> Inflated<'a> {
                     break;
                 }
                 Held::Soon => {
-                    let waited = entry.changed.wait_timeout(held, POLL_INTERVAL);
+                    let waited = entry.changed.wait_timeout(held, LOOK_EVERY);
                     drop(waited.unwrap_or_else(PoisonError::into_inner));
                     watch.look();
                     watch.check()?;

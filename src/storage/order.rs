@@ -8,22 +8,20 @@
 
 use crate::{
     error::said,
-    watch::{self, Watch},
+    process::PerProcess,
+    watch::{self, Watch, LOOK_EVERY},
 };
 use std::{
     collections::{BTreeSet, HashMap},
     ffi::CString,
-    io, process,
+    io,
     sync::{
-        atomic::{AtomicPtr, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
         Condvar, Mutex, MutexGuard, PoisonError,
     },
     thread::{self, ThreadId},
     time::Duration,
 };
-
-/// How often a save that waits for its turn looks whether to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What is written to, however its name is spelt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -99,9 +97,9 @@ impl Held {
     }
 }
 
-#[derive(Debug)]
+/// The saves of this process. Those that its parent was doing are not going on in it.
+#[derive(Debug, Default)]
 struct Registry {
-    process: u32,
     held: Mutex<Held>,
     ended: Condvar,
 }
@@ -112,34 +110,9 @@ impl Registry {
     }
 }
 
-/// The registry of this process. A forked child makes its own: the saves that its parent was doing
-/// are not going on in it, and another thread may have held the lock.
 fn registry() -> &'static Registry {
-    static REGISTRY: AtomicPtr<Registry> = AtomicPtr::new(std::ptr::null_mut());
-    let process = process::id();
-    loop {
-        let current = REGISTRY.load(Ordering::Acquire);
-        if let Some(registry) = leaked(current) {
-            if registry.process == process {
-                return registry;
-            }
-        }
-        let made: &'static Registry = Box::leak(Box::new(Registry {
-            process,
-            held: Mutex::default(),
-            ended: Condvar::new(),
-        }));
-        let new = std::ptr::from_ref(made).cast_mut();
-        if REGISTRY.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            return made;
-        }
-    }
-}
-
-#[allow(unsafe_code)]
-fn leaked(registry: *mut Registry) -> Option<&'static Registry> {
-    // SAFETY: null, or what `registry` has leaked: it is never freed.
-    unsafe { registry.as_ref() }
+    static REGISTRY: PerProcess<Registry> = PerProcess::new();
+    REGISTRY.get()
 }
 
 /// The right to take a target's place, until it is dropped.

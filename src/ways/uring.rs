@@ -8,15 +8,13 @@ use super::{
     read::Read,
     Job, Piece, Reader, PAGE,
 };
+use crate::watch::LOOK_EVERY;
 use io_uring::{
     opcode, squeue,
     types::{Fd, SubmitArgs, Timespec},
     IoUring,
 };
-use std::{fs::File, io, os::fd::AsRawFd, time::Duration, vec};
-
-/// How often the caller's thread looks up while it waits.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+use std::{fs::File, io, os::fd::AsRawFd, vec};
 
 /// Requests in flight, at most.
 const MAX_DEPTH: usize = 128;

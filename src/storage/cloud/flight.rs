@@ -9,7 +9,11 @@ use super::{
     line::Line,
     object::Object,
 };
-use crate::{processors::processors, storage::Scattered, watch::Watch};
+use crate::{
+    processors::processors,
+    storage::Scattered,
+    watch::{Watch, LOOK_EVERY},
+};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::{
     io,
@@ -27,9 +31,6 @@ const EACH: usize = 4;
 
 /// Loops at most: some threads fill any wire.
 const MAX_LOOPS: usize = 16;
-
-/// How often the caller's thread looks whether it is wanted elsewhere while others work.
-const TICK: Duration = Duration::from_millis(50);
 
 /// What the loops have in common.
 struct Flight<'a, 'p> {
@@ -198,7 +199,9 @@ impl Running {
                 return;
             }
             // The lock is released before the caller's code runs, as it may in `look`.
-            drop(self.ended.wait_timeout(count, TICK).unwrap_or_else(PoisonError::into_inner));
+            drop(
+                self.ended.wait_timeout(count, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner),
+            );
             watch.look();
         }
     }

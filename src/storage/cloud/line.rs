@@ -7,12 +7,12 @@ use super::{
     fault::Fault,
     store::{Recipe, Store},
 };
-use crate::{error::said, watch::Watch};
+use crate::{
+    error::said,
+    watch::{Watch, LOOK_EVERY},
+};
 use std::{future::Future, io, pin::pin, sync::Mutex, sync::PoisonError, time::Duration};
 use tokio::runtime::{Builder, Runtime};
-
-/// How often one that waits looks whether he still should.
-const TICK: Duration = Duration::from_millis(50);
 
 /// How long the end of a line waits for the system to find a host's address, which cannot be stopped.
 const LEAVE: Duration = Duration::from_millis(200);
@@ -55,7 +55,7 @@ impl Line {
             // may use a store too, and no such loop can be started or ended inside of another one.
             watch.look();
             watch.check()?;
-            let moment = async { tokio::time::timeout(TICK, future.as_mut()).await };
+            let moment = async { tokio::time::timeout(LOOK_EVERY, future.as_mut()).await };
             if let Ok(done) = runtime.block_on(moment) {
                 return done;
             }

@@ -9,6 +9,7 @@
 
 use super::Remote;
 use crate::{
+    process::PerProcess,
     processors::processors,
     threads,
     watch::{Stopped, Watch},
@@ -142,10 +143,8 @@ impl Entry {
 
     /// Whether this process has compared the whole of it already.
     pub fn is_compared(&self) -> bool {
-        let compared = COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
-        let compared = compared.as_ref();
-        identity(&self.file)
-            .is_ok_and(|(place, state)| compared.and_then(|c| c.get(&place)) == Some(&state))
+        let compared = COMPARED.get().lock().unwrap_or_else(PoisonError::into_inner);
+        identity(&self.file).is_ok_and(|(place, state)| compared.get(&place) == Some(&state))
     }
 
     /// Compares it with its digests, unless this process has done so already; false if it is
@@ -237,7 +236,7 @@ type Place = (u64, u64);
 type State = (u64, [i64; 4]);
 
 /// The entries that this process has compared, as they were then.
-static COMPARED: Mutex<Option<HashMap<Place, State>>> = Mutex::new(None);
+static COMPARED: PerProcess<Mutex<HashMap<Place, State>>> = PerProcess::new();
 
 fn identity(file: &File) -> io::Result<(Place, State)> {
     let told = file.metadata()?;
@@ -248,8 +247,7 @@ fn identity(file: &File) -> io::Result<(Place, State)> {
 /// Keeps in mind that `file` is an entry as it should be.
 pub fn remember(file: &File) {
     let Ok((place, state)) = identity(file) else { return };
-    let mut compared = COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
-    let compared = compared.get_or_insert_default();
+    let mut compared = COMPARED.get().lock().unwrap_or_else(PoisonError::into_inner);
     if compared.len() >= MAX_REMEMBERED {
         compared.clear();
     }

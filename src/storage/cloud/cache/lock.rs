@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::entry::Key;
-use crate::watch::{self, Watch};
+use crate::watch::{self, Watch, LOOK_EVERY};
 use std::{
     cell::Cell,
     fs::{self, File, OpenOptions},
@@ -23,9 +23,6 @@ use std::{
 
 /// What the files of locks are named by.
 pub const SUFFIX: &str = "lock";
-
-/// How often one that waits looks again.
-const TICK: Duration = Duration::from_millis(50);
 
 /// How long the handler of a signal may run before nobody here waits for what it interrupts.
 const HANDLER: Duration = Duration::from_secs(1);
@@ -68,7 +65,7 @@ impl Lock {
             }
             watch.look();
             watch.check()?;
-            thread::sleep(TICK);
+            thread::sleep(LOOK_EVERY);
         }
     }
 }
