@@ -219,6 +219,15 @@ impl fmt::Display for Said {
 
 impl std::error::Error for Said {}
 
+/// What the system says of an errno, without the number that the standard library puts behind it.
+pub(crate) fn words_of(errno: i32) -> String {
+    without_number(&io::Error::from_raw_os_error(errno).to_string()).to_owned()
+}
+
+pub(crate) fn without_number(words: &str) -> &str {
+    words.split(" (os error").next().unwrap_or_default()
+}
+
 /// An error that says `words` and has the errno's kind.
 pub(crate) fn said(errno: i32, words: impl Into<String>) -> io::Error {
     let kind = io::Error::from_raw_os_error(errno).kind();

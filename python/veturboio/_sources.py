@@ -312,7 +312,8 @@ def _download(path: str, fd: int, options: dict[str, Any]) -> None:
     size = _ops.byte_len(path, **store)
     os.ftruncate(fd, size)
     with mmap.mmap(fd, size) as memory:
-        content = torch.frombuffer(memory, dtype=torch.uint8)
+        with torch._C.DisableTorchFunction():  # whatever modes the caller has
+            content = torch.frombuffer(memory, dtype=torch.uint8)
         try:
             _ops.load_bytes(path, content, **how, **store)
         finally:

@@ -1,7 +1,7 @@
 //! What can go wrong on the way to a store, and what is to be done about it: again, later, or never.
 
 use super::service::{Refusal, Refused};
-use crate::error::{said, Said};
+use crate::error::{said, without_number, Said};
 use object_store::client::HttpError;
 use std::{
     error::Error as StdError,
@@ -136,7 +136,7 @@ fn root(error: &(dyn StdError + 'static)) -> String {
         innermost = source;
     }
     let text = innermost.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
+    let text = without_number(&text);
     match text.char_indices().nth(MAX_CAUSE) {
         Some((end, _)) => text[..end].to_owned(),
         None => text.to_owned(),

@@ -15,7 +15,7 @@ use super::{
     version::Version,
 };
 use crate::{
-    error::{said, Error, Result},
+    error::{said, words_of, Error, Result},
     storage::local::LocalFile,
     watch::Watch,
 };
@@ -154,8 +154,7 @@ async fn end(flow: &mut Flow) -> Result<(), Fault> {
 async fn spool(mut body: Body) -> Result<File, Fault> {
     let kept = |error: io::Error| {
         let number = error.raw_os_error().unwrap_or(libc::EIO);
-        let cause = io::Error::from_raw_os_error(number).to_string();
-        let cause = cause.split(" (os error").next().unwrap_or_default().to_owned();
+        let cause = words_of(number);
         let words = format!("the server tells no length, and a temporary file (TMPDIR): {cause}");
         Fault::Final(said(number, words))
     };

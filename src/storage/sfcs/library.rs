@@ -6,7 +6,10 @@
 #![allow(unsafe_code)]
 
 use super::settings::Settings;
-use crate::{address::printable, error::said};
+use crate::{
+    address::printable,
+    error::{said, words_of},
+};
 use std::{
     env,
     ffi::{c_char, c_int, c_short, c_void, CStr, CString, OsString},
@@ -180,9 +183,7 @@ impl Connection {
     fn failure(&self, errno: i32) -> io::Error {
         let system = io::Error::last_os_error();
         let number = system.raw_os_error().filter(|&number| number != 0).unwrap_or(errno);
-        let system = io::Error::from_raw_os_error(number).to_string();
-        let system = system.split(" (os error").next().unwrap_or_default();
-        said(number, format!("SFCS: {}", self.words(system)))
+        said(number, format!("SFCS: {}", self.words(&words_of(number))))
     }
 
     /// The library's own words, without what is secret.

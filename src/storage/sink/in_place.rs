@@ -6,7 +6,7 @@
 //! file or the other, is given up.
 
 use super::{disk::allocate_with, maps};
-use crate::error::said;
+use crate::error::{said, words_of};
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
@@ -28,8 +28,7 @@ pub fn write(from: &File, to: &File, durable: bool) -> io::Result<()> {
     })?;
     copy(from, to, len, durable).map_err(|error| {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        let words = io::Error::from_raw_os_error(errno).to_string();
-        let words = words.split(" (os error").next().unwrap_or_default();
+        let words = words_of(errno);
         said(errno, format!("{words}; it can only be written in place, and is not whole now"))
     })
 }

@@ -4,7 +4,10 @@ use super::{
     directory::{self, Directory},
     target::Target,
 };
-use crate::{address::printable, error::said};
+use crate::{
+    address::printable,
+    error::{said, words_of},
+};
 use std::{
     ffi::{CStr, CString},
     fs::File,
@@ -76,8 +79,7 @@ impl Temporary {
 /// Says that it is not the target that was refused.
 pub fn elsewhere(error: &io::Error) -> io::Error {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
-    let words = io::Error::from_raw_os_error(errno).to_string();
-    let words = words.split(" (os error").next().unwrap_or_default();
+    let words = words_of(errno);
     let directory = printable(&std::env::temp_dir());
     said(errno, format!("a temporary file in {directory} (TMPDIR names another place): {words}"))
 }
